@@ -1,0 +1,118 @@
+"""Where an env's name becomes an env: shipped ids, `pkg.module:Class` and `path/to/file.py:Class`.
+
+Knows every shipped env by name and imports it only when asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from envs.base import TextEnv
+
+SHIPPED: dict[str, str] = {
+    "key_door": "envs.games.key_door:KeyDoor",
+    "tic_tac_toe": "envs.games.tic_tac_toe:TicTacToe",
+}
+
+
+class UnknownEnv(ValueError):
+    """No env goes by that name."""
+
+
+class BadEnvParams(ValueError):
+    """The env exists, but not with these parameters."""
+
+
+def make(name: str, **params: Any) -> TextEnv:  # noqa: ANN401 - any env's own parameters
+    """Make the env called `name`: a shipped id, `pkg.module:Class` or `file.py:Class`.
+
+    Raises:
+        UnknownEnv: nothing goes by that name.
+        BadEnvParams: the env does not take these parameters.
+
+    """
+    cls = env_class(name)
+    accepted = _keyword_params(cls)
+    unknown = sorted(set(params) - set(accepted))
+    if unknown:
+        raise BadEnvParams(
+            f"{name} takes no parameter {unknown[0]!r}; it takes {', '.join(accepted) or 'none'}"
+        )
+    try:
+        return cls(**params)
+    except (TypeError, ValueError) as error:
+        raise BadEnvParams(f"{name}: {error}") from error
+
+
+def env_class(name: str) -> type[TextEnv]:
+    """Find the class that `name` stands for, without making an env.
+
+    Raises:
+        UnknownEnv: nothing goes by that name.
+
+    """
+    target = SHIPPED.get(name, name)
+    place, colon, attribute = target.rpartition(":")
+    if not colon or not place or not attribute:
+        known = ", ".join(sorted(SHIPPED))
+        raise UnknownEnv(
+            f"no env is called {name!r}: known are {known}; "
+            f"your own goes by pkg.module:Class or path/to/file.py:Class"
+        )
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UnknownEnv(f"{place} has no {attribute!r}")
+    if not (isinstance(found, type) and issubclass(found, TextEnv)):
+        raise UnknownEnv(f"{target} is not a subclass of envs.TextEnv")
+    return found
+
+
+def digest(env: TextEnv) -> str:
+    """Name what an env is: 16 hexadecimal digits over its id, version, source and parameters."""
+    source = inspect.getsource(sys.modules[type(env).__module__])
+    described = json.dumps(
+        [type(env).__qualname__, env.version, env.params], sort_keys=True, default=str
+    )
+    return hashlib.sha256(f"{described}\n{source}".encode()).hexdigest()[:16]
+
+
+def env_id(env: TextEnv) -> str:
+    """Return the env's own id, or its class name in lower case where it has none."""
+    return getattr(env, "id", None) or type(env).__name__.lower()
+
+
+def _keyword_params(cls: type[TextEnv]) -> list[str]:
+    signature = inspect.signature(cls)
+    return [name for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+
+
+def _load_module(name: str) -> Any:  # noqa: ANN401 - a module of the user's
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UnknownEnv(f"no module named {error.name!r} (looked for env {name!r})") from error
+        raise
+
+
+def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
+    if not path.is_file():
+        raise UnknownEnv(f"no file {path}")
+    name = f"envs_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UnknownEnv(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,1 @@
+"""Episodes are played here: policies, strategies, the one episode loop and its scheduler."""

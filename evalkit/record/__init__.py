@@ -1,0 +1,1 @@
+"""What was played, as immutable records, and where it lies on disk."""

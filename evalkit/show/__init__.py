@@ -1,0 +1,1 @@
+"""For human eyes: progress, verdicts in words, reports."""

@@ -1,0 +1,1 @@
+"""Engines: one inference server process each, started, watched and stopped."""
