@@ -1,0 +1,264 @@
+"""What a run is asked to do: one frozen config, from YAML, the command line or Python.
+
+Environment variables are read here and nowhere else. Importing this module costs pydantic: it is
+imported when a run is about to start, not for `--help`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import orjson
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from evalkit.errors import BadConfig
+from evalkit.play.strategies import parse_strategy
+
+BASELINES = ("random", "oracle", "noop", "human")
+LABEL = re.compile(r"([A-Za-z0-9._-]{1,40})=(.+)", re.DOTALL)
+INCIDENTAL = ("concurrency", "out", "timeout_s", "wait_s", "attempts", "api_key_env")
+"""Settings that cannot change a trajectory; they are left out of the config's digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """`[LABEL=]TARGET[#NAME]`, taken apart."""
+
+    label: str | None
+    target: str
+    """A base URL that ends in a version path, a baseline, or `script:FILE`."""
+    name: str | None
+    """The model's name at the URL; None when the server shall be asked."""
+
+    @property
+    def is_url(self) -> bool:
+        """Whether a server is behind it."""
+        return self.target.startswith(("http://", "https://"))
+
+    @property
+    def baseline(self) -> str:
+        """The baseline's name without its file; "" for a server."""
+        return "" if self.is_url else self.target.partition(":")[0]
+
+    @property
+    def host(self) -> str:
+        """The URL's host without its port; "" for a baseline."""
+        return (urlsplit(self.target).hostname or "") if self.is_url else ""
+
+
+def parse_model(text: str) -> ModelSpec:
+    """Read `[LABEL=]URL[#NAME]`, `[LABEL=]random|oracle|noop|human` or `[LABEL=]script:FILE`.
+
+    Raises:
+        ValueError: it is none of them.
+
+    """
+    labelled = LABEL.fullmatch(text)
+    label, rest = (labelled[1], labelled[2]) if labelled else (None, text)
+    target, _, name = rest.partition("#")
+    if target in BASELINES or (target.startswith("script:") and len(target) > len("script:")):
+        return ModelSpec(label=label, target=target, name=None)
+    return ModelSpec(label=label, target=_base_url(target, text), name=name or None)
+
+
+def _base_url(url: str, shown: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"model {shown!r}: {error}") from error
+    del port
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(
+            f"model {shown!r} is neither an http(s) URL nor one of {', '.join(BASELINES)}, "
+            f"script:FILE"
+        )
+    if parts.username or parts.password or parts.query:
+        raise ValueError(f"model {shown!r}: give the key by --api-key-env, not in the URL")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def parse_seeds(value: object) -> tuple[int, ...]:
+    """Read `A:B` (B excluded), a comma list, or a sequence of whole numbers from 0, no repeats.
+
+    Raises:
+        ValueError: it is none of them, or empty.
+
+    """
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        seeds = [seed for part in parts for seed in _seed_range(part)]
+    elif isinstance(value, Sequence) and all(type(seed) is int for seed in value):
+        seeds = list(value)
+    else:
+        raise ValueError(f"seeds are A:B or a list of whole numbers, not {value!r}")
+    if not seeds:
+        raise ValueError("no seeds: nothing to play")
+    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise ValueError("seeds are whole numbers from 0 on, each once")
+    return tuple(seeds)
+
+
+def _seed_range(part: str) -> Sequence[int]:
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", part)
+    if match is None:
+        raise ValueError(f"seeds are A:B or a list of whole numbers, not {part!r}")
+    first = int(match[1])
+    return range(first, int(match[2])) if match[2] else [first]
+
+
+def _strategies(value: object) -> tuple[str, ...]:
+    texts = _texts(value)
+    parts = [part for text in texts for part in re.split(r",(?![^(]*\))", text)]
+    names = tuple(str(parse_strategy(part)) for part in parts)
+    if len(set(names)) != len(names):
+        raise ValueError(f"a strategy is named twice: {', '.join(names)}")
+    return names
+
+
+def _models(value: object) -> tuple[str, ...]:
+    texts = _texts(value)
+    specs = [parse_model(text) for text in texts]
+    labels = [name for spec in specs if (name := spec.label or spec.baseline)]
+    if not specs or len(specs) > len(ascii_uppercase):
+        raise ValueError(f"expected 1 to {len(ascii_uppercase)} models, found {len(specs)}")
+    if len(set(labels)) != len(labels):
+        raise ValueError(
+            f"two models go by the same name ({', '.join(labels)}): label them A=..., B=..."
+        )
+    return texts
+
+
+def _guided(value: object) -> tuple[bool, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    words = [part for item in values for part in str(item).lower().split(",")]
+    known = {"on": True, "true": True, "off": False, "false": False}
+    unknown = [word for word in words if word not in known]
+    if unknown or len(set(words)) != len(words):
+        raise ValueError(f"guided is on, off, or off,on for both as arms; not {value!r}")
+    return tuple(known[word] for word in words)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
+        raise ValueError(f"expected a text or a list of texts, not {value!r}")
+    return tuple(values)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a run does. Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[tuple[str, ...], BeforeValidator(_models)]
+    env: str = Field(min_length=1)
+    env_args: dict[str, Any] = Field(default_factory=dict)
+    strategy: Annotated[tuple[str, ...], BeforeValidator(_strategies)] = ("NO_HISTORY",)
+    guided: Annotated[tuple[bool, ...], BeforeValidator(_guided)] = (False,)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(parse_seeds)] = tuple(range(100))
+    k: int = Field(default=1, ge=1)
+    temperature: float | None = Field(default=0.1, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=256, ge=1)
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    keep_reasoning: bool = False
+    run_seed: int = Field(default=0, ge=0)
+    concurrency: int = Field(default=64, ge=1, le=10_000)
+    attempts: int = Field(default=6, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    wait_s: float = Field(default=300.0, ge=0)
+    api_key_env: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    out: str = "results"
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], source: str = "config") -> RunConfig:
+        """Check `values`.
+
+        Raises:
+            BadConfig: one line that names the setting, what was expected and what was found.
+
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadConfig(f"{source}: {_first_problem(error, cls)}") from error
+
+    def digest(self, env_digest: str) -> str:
+        """Name what is run: 8 hexadecimal digits over everything that can change a trajectory."""
+        kept = {k: v for k, v in self.model_dump(mode="json").items() if k not in INCIDENTAL}
+        described = orjson.dumps([kept, env_digest], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(described).hexdigest()[:8]
+
+    def models(self) -> list[tuple[str, ModelSpec]]:
+        """Return (label, spec) of every model.
+
+        Without a label a baseline goes by its own name, a server by the next of A, B, C...
+        """
+        specs = [parse_model(text) for text in self.model]
+        taken = {spec.label for spec in specs}
+        letters = (letter for letter in ascii_uppercase if letter not in taken)
+        return [(spec.label or spec.baseline or next(letters), spec) for spec in specs]
+
+    def api_key(self, label: str) -> str | None:
+        """Read the API key for a model from the environment variable named for it.
+
+        Raises:
+            BadConfig: the variable is not set.
+
+        """
+        chosen = None
+        for text in self.api_key_env:
+            for_label, equals, variable = text.partition("=")
+            if not equals:
+                chosen = chosen or text
+            elif for_label == label:
+                chosen = variable
+        if chosen is None:
+            return None
+        key = os.environ.get(chosen, "").strip()
+        if not key:
+            raise BadConfig(f"--api-key-env {chosen}: that environment variable is not set")
+        return key
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML config; hyphens in names may be underscores.
+
+    Raises:
+        BadConfig: the file is not there, not YAML, or not a mapping.
+
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise BadConfig(f"config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadConfig(f"config {path}: {' '.join(str(error).split())}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise BadConfig(f"config {path}: expected settings by name")
+    return {key.replace("-", "_"): value for key, value in loaded.items()}
+
+
+def _first_problem(error: ValidationError, cls: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}; known are {', '.join(sorted(cls.model_fields))}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    said = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return f"{where}: {said}{found}"

@@ -1,0 +1,125 @@
+"""What a run's manifest says: what was asked, of whom, with what versions of what."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import orjson
+
+from envs import TextEnv, digest, env_id
+from evalkit.config import RunConfig
+from evalkit.play.connect import Connected
+from evalkit.play.rollout import Arm
+
+
+def describe(
+    config: RunConfig,
+    env: TextEnv,
+    run_id: str,
+    arms: Sequence[Arm],
+    connected: Mapping[str, Connected],
+    own: str | None,
+) -> dict[str, Any]:
+    """Return the manifest: what is asked, of whom, with what versions.
+
+    `own` names the class of a policy that is a Python object of the caller's.
+    """
+    return {
+        "run_id": run_id,
+        "config": config.model_dump(mode="json"),
+        "config_digest": config.digest(digest(env)),
+        "env": {
+            "id": env_id(env),
+            "version": env.version,
+            "digest": digest(env),
+            "params": env.params,
+        },
+        "policy": own,
+        "arms": [_describe_arm(arm, config, connected) for arm in arms],
+        "evalkit_version": _package_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git_sha": _git_sha(),
+        "started_at": now(),
+        "finished_at": None,
+    }
+
+
+def _describe_arm(
+    arm: Arm, config: RunConfig, connected: Mapping[str, Connected]
+) -> dict[str, Any]:
+    found = next(found for found in connected.values() if found.policy is arm.policy)
+    return {
+        "name": arm.name,
+        "strategy": str(arm.strategy),
+        "guided": arm.guided,
+        "host": found.host,
+        **found.described(),
+        "request": {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.max_tokens,
+            **config.extra_body,
+        },
+    }
+
+
+def identities(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return, for every arm, the columns of summary.csv that are known before it plays."""
+    config, env = manifest["config"], manifest["env"]
+    return {
+        arm["name"]: {
+            "format": "summary/1",
+            "run_id": manifest["run_id"],
+            "arm": arm["name"],
+            "model": arm["model"],
+            "base_url_host": arm["host"],
+            "model_fingerprint": arm["server_version"],
+            "env": env["id"],
+            "env_version": env["version"],
+            "env_hash": env["digest"],
+            "env_args": orjson.dumps(env["params"]).decode(),
+            "strategy": arm["strategy"],
+            "guided": arm["guided"],
+            "n_seeds": len(config["seeds"]),
+            "k": config["k"],
+            "run_seed": config["run_seed"],
+            "temperature": config["temperature"],
+            "max_tokens": config["max_tokens"],
+            "git_sha": manifest["git_sha"],
+            "evalkit_version": manifest["evalkit_version"],
+        }
+        for arm in manifest["arms"]
+    }
+
+
+def _package_version() -> str:
+    try:
+        return version("palaestra")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _git_sha() -> str:
+    """Return the commit of the code that is evaluated from, "" outside a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - the user's own git
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def now() -> str:
+    """Return the time of day, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

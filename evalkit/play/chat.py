@@ -1,0 +1,205 @@
+"""A served model as a policy: POST /chat/completions on any OpenAI-compatible URL.
+
+The hot path. Request bodies are joined from bytes that were serialised once; the `openai` SDK is
+not used because its cost grows with the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from evalkit.errors import CallFailed, ContextOverflow, Failure, Unauthorized, UnknownModel
+from evalkit.play.limits import Patience
+from evalkit.play.policy import Ask, Completion, Policy
+from evalkit.play.transport import (
+    ConnectFailed,
+    ConnectionLost,
+    ProtocolViolation,
+    Response,
+    ResponseTimeout,
+    Transport,
+)
+
+OVERFLOW_MARKS = (
+    "context length",
+    "context_length_exceeded",
+    "context window",
+    "maximum model length",
+    "max_model_len",
+    "longer than the maximum",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """What the server is asked to do with the prompt. None leaves it to the server."""
+
+    temperature: float | None = 0.1
+    top_p: float | None = None
+    max_tokens: int | None = 256
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request's body, as they are."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the request's fields beyond model, messages and seed."""
+        named = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+        }
+        return {**{k: v for k, v in named.items() if v is not None}, **self.extra_body}
+
+
+class ChatPolicy(Policy):
+    """Plays a model behind an OpenAI-compatible URL."""
+
+    def __init__(
+        self, transport: Transport, *, model: str, sampling: Sampling, patience: Patience
+    ) -> None:
+        self._transport = transport
+        self._patience = patience
+        self._model = model
+        self._head = b'{"model":%b,"messages":[' % orjson.dumps(model)
+        self._sampling = sampling
+        self._tails: dict[str | None, bytes] = {}
+
+    async def complete(self, ask: Ask) -> Completion:
+        """Answer `ask`, trying again within the limits of `Patience`."""
+        body = self.body(ask)
+
+        async def attempt(number: int) -> Completion:
+            return await self._attempt(ask, body, number)
+
+        return await self._patience.call(attempt)
+
+    def body(self, ask: Ask) -> bytes:
+        """Return the request's body: the same bytes for the same `ask`, whatever else goes on."""
+        tail = self._tails.get(ask.pattern)
+        if tail is None:
+            tail = self._tails[ask.pattern] = self._tail(ask.pattern)
+        messages = b",".join([message.json for message in ask.messages])
+        return b'%b%b],"seed":%d%b' % (self._head, messages, ask.seed, tail)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    def _tail(self, pattern: str | None) -> bytes:
+        fields = self._sampling.fields()
+        if pattern is not None:
+            fields["structured_outputs"] = {"regex": pattern}
+        return b"," + orjson.dumps(fields)[1:] if fields else b"}"
+
+    async def _attempt(self, ask: Ask, body: bytes, number: int) -> Completion:
+        request_id = ask.request_id if number == 1 else f"{ask.request_id}-try{number}"
+        headers = {"X-Session-ID": ask.session_id, "X-Request-ID": request_id}
+        try:
+            response = await self._transport.post(
+                "/chat/completions",
+                body,
+                headers,
+                timeout_s=self._patience.limits.timeout_s,
+            )
+        except ConnectFailed as error:
+            raise CallFailed(Failure.UNAVAILABLE, str(error)) from error
+        except ConnectionLost as error:
+            raise CallFailed(Failure.CONNECT, str(error)) from error
+        except ResponseTimeout as error:
+            raise CallFailed(Failure.TIMEOUT, str(error)) from error
+        except ProtocolViolation as error:
+            raise CallFailed(Failure.BAD_REPLY, str(error)) from error
+        if response.status != 200:
+            raise refusal(response, self._model)
+        return read_completion(response, number)
+
+
+def read_completion(response: Response, attempts: int) -> Completion:
+    """Read a chat completion.
+
+    Raises:
+        CallFailed: `BAD_REPLY`, when the body is not one.
+
+    """
+    try:
+        raw = orjson.loads(response.body)
+        choice = raw["choices"][0]
+        message = choice["message"]
+        usage = raw.get("usage") or {}
+        details = usage.get("prompt_tokens_details") or {}
+        return Completion(
+            text=_text(message.get("content")),
+            reasoning=_text(message.get("reasoning") or message.get("reasoning_content")) or None,
+            finish_reason=choice.get("finish_reason"),
+            refusal=bool(message.get("refusal")),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            cached_tokens=details.get("cached_tokens"),
+            model=raw.get("model"),
+            policy_version=response.headers.get("x-policy-version"),
+            elapsed_s=response.elapsed_s,
+            attempts=attempts,
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        start = response.body[:200].decode("utf-8", "replace")
+        raise CallFailed(
+            Failure.BAD_REPLY, f"not a chat completion ({error!r}): {start}", status=200
+        ) from error
+
+
+def refusal(response: Response, model: str) -> CallFailed | Unauthorized | UnknownModel:
+    """Turn a response other than 200 into what it means."""
+    status, message = response.status, error_message(response.body)
+    said = f"HTTP {status}: {message}"
+    if status in {401, 403}:
+        return Unauthorized(f"the server wants another API key ({said})")
+    if status == 404:
+        return UnknownModel(f"model {model!r}: {said}")
+    if status == 400 and any(mark in message.lower() for mark in OVERFLOW_MARKS):
+        return ContextOverflow(said)
+    kind = _BY_STATUS.get(status, Failure.SERVER_ERROR if status >= 500 else Failure.REFUSED)
+    retry_after_s = _seconds(response.headers.get("retry-after"))
+    return CallFailed(kind, said, status=status, retry_after_s=retry_after_s)
+
+
+_BY_STATUS = {
+    408: Failure.TIMEOUT,
+    409: Failure.CONFLICT,
+    429: Failure.RATE_LIMITED,
+    503: Failure.UNAVAILABLE,
+}
+
+
+def error_message(body: bytes) -> str:
+    """Return the message of an OpenAI error object, or the beginning of whatever came instead."""
+    try:
+        raw = orjson.loads(body)
+        error = raw.get("error", raw)
+        message = error.get("message") if isinstance(error, dict) else error
+        text = str(message or raw)
+    except (ValueError, AttributeError):
+        text = body.decode("utf-8", "replace")
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _text(value: object) -> str:
+    """Return a message's content as text: null is empty, a list of parts is joined."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(part.get("text", "") for part in value if isinstance(part, dict))
+    raise TypeError(f"content is {type(value).__name__}")
+
+
+def _seconds(value: str | None) -> float | None:
+    """Read Retry-After where it is a number of seconds; a date is left to the backoff."""
+    try:
+        return max(0.0, float(value)) if value is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,59 @@
+"""The two policies that every result stands beside: random play and perfect play, on its seeds.
+
+Both are deterministic, so what they score is computed once per env digest and set of seeds, and
+kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from envs import TextEnv, digest
+from evalkit.errors import RunFailed
+from evalkit.play.baselines import OraclePolicy, RandomPolicy
+from evalkit.play.policy import Policy
+from evalkit.play.rollout import Arm, play
+from evalkit.play.strategies import NoHistory
+from evalkit.record.references import Reference, load_references, save_references
+from evalkit.record.trajectory import Key
+
+
+async def references(
+    make_env: Callable[[], TextEnv], seeds: Sequence[int], *, cache: Path | None = None
+) -> dict[str, Reference]:
+    """Return the references by name: "random" and "oracle".
+
+    Raises:
+        RunFailed: the env broke under one of them.
+
+    """
+    folder = cache or user_cache_path("palaestra") / "references"
+    seed_digest = hashlib.sha256(repr(sorted(seeds)).encode()).hexdigest()[:16]
+    file = folder / f"{digest(make_env())}-{seed_digest}.json"
+    known = load_references(file)
+    if known is None:
+        policies: dict[str, Policy] = {"random": RandomPolicy(), "oracle": OraclePolicy()}
+        known = {name: await _measure(name, p, make_env, seeds) for name, p in policies.items()}
+        save_references(file, known)
+    return known
+
+
+async def _measure(
+    name: str, policy: Policy, make_env: Callable[[], TextEnv], seeds: Sequence[int]
+) -> Reference:
+    arm = Arm(name=name, policy=policy, strategy=NoHistory(), make_env=make_env, run_id="reference")
+    played = [await play(arm, Key(env_seed=seed, repetition=0, arm=name)) for seed in seeds]
+    broken = next((trajectory for trajectory in played if not trajectory.scored), None)
+    if broken is not None:
+        raise RunFailed(f"the env broke under the {name} policy: {broken.failure_message}")
+    return Reference(
+        policy=name,
+        n_episodes=len(played),
+        successes=sum(trajectory.success for trajectory in played),
+        return_mean=sum(trajectory.return_ for trajectory in played) / len(played),
+        turns_mean=sum(len(trajectory.turns) for trajectory in played) / len(played),
+    )

@@ -1,0 +1,196 @@
+"""Plays the episodes of a run: which ones, how many at once, from where after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import orjson
+
+from evalkit.errors import BadConfig, EvalkitError, Failure
+from evalkit.play.policy import Ask, Completion, Policy
+from evalkit.play.rollout import Arm, play, session_id
+from evalkit.play.strategies import prompt_digest
+from evalkit.record.journal import FORMAT, Appender, read_journal
+from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.trajectory import Key, Trajectory
+
+
+@dataclass(slots=True)
+class ArmTally:
+    """What an arm has done so far."""
+
+    episodes: int = 0
+    scored: int = 0
+    successes: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a run in progress, read by whoever shows them."""
+
+    total_episodes: int
+    arms: dict[str, ArmTally]
+    turns: int = 0
+    """Calls answered in this session, not counting those read from the journal."""
+    started_s: float = field(default_factory=time.monotonic)
+    episodes_before: int = 0
+    """Episodes that were finished when this session began."""
+
+    @property
+    def episodes(self) -> int:
+        """Episodes finished, earlier sessions included."""
+        return sum(arm.episodes for arm in self.arms.values())
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count a finished episode."""
+        arm = self.arms[trajectory.key.arm]
+        arm.episodes += 1
+        arm.scored += trajectory.scored
+        arm.successes += trajectory.success
+        arm.errors += not trajectory.scored
+
+
+class RecordedPolicy(Policy):
+    """A policy whose answers are journaled, and given from the journal where they are in it."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        journal: Appender,
+        recorded: dict[str, tuple[str, Completion]],
+        tally: Tally,
+    ) -> None:
+        self._policy = policy
+        self._journal = journal
+        self._recorded = recorded
+        self._tally = tally
+
+    async def complete(self, ask: Ask) -> Completion:
+        """Answer from the journal, or else ask and write the answer down before it is used."""
+        prompt = prompt_digest(ask.messages)
+        known = self._recorded.get(ask.request_id)
+        if known is not None and known[0] == prompt:
+            return known[1]
+        completion = await self._policy.complete(ask)
+        self._journal.write(
+            orjson.dumps(
+                {
+                    "format": FORMAT,
+                    "request_id": ask.request_id,
+                    "seed": ask.seed,
+                    "prompt": prompt,
+                    "at": round(time.time(), 3),
+                    "completion": completion,
+                }
+            )
+        )
+        self._tally.turns += 1
+        return completion
+
+
+def episode_keys(seeds: Sequence[int], k: int, arms: Iterable[str]) -> Iterator[Key]:
+    """Yield every episode, the arms of one seed side by side, so that drift meets all arms."""
+    names = list(arms)
+    for env_seed in seeds:
+        for repetition in range(k):
+            for arm in names:
+                yield Key(env_seed=env_seed, repetition=repetition, arm=arm)
+
+
+async def play_all(
+    arms: Sequence[Arm],
+    keys: Iterable[Key],
+    rundir: RunDir,
+    tally: Tally,
+    *,
+    concurrency: int,
+) -> None:
+    """Play every episode of `keys` that the run directory does not hold yet.
+
+    Raises:
+        EvalkitError: something that concerns the whole run; what was played until then is kept.
+
+    """
+    trajectories = TrajectoryFile(rundir.trajectories_path)
+    with Appender(rundir.journal_path) as journal, Appender(rundir.trajectories_path) as file:
+        _count_finished(trajectories, tally)
+        recorded = _recorded(rundir, arms, trajectories)
+        by_name = {arm.name: _journaled(arm, journal, recorded, tally) for arm in arms}
+        todo = (key for key in keys if key not in trajectories.scored)
+        gate = _FirstAnswer()
+
+        async def worker() -> None:
+            for key in todo:
+                trajectory = await play(by_name[key.arm], key)
+                gate.check(trajectory)
+                trajectories.append(file, trajectory)
+                tally.add(trajectory)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(worker())
+        except BaseExceptionGroup as several:
+            raise _first(several) from several
+
+
+class _FirstAnswer:
+    """Tells a request that no server would take from one bad episode."""
+
+    def __init__(self) -> None:
+        self.answered = False
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Raise when the first thing a server said to a whole arm is that it refuses."""
+        refused = trajectory.failure is Failure.REFUSED
+        if not self.answered and refused and not trajectory.turns:
+            raise BadConfig(f"the server refuses the request: {trajectory.failure_message}")
+        self.answered = self.answered or bool(trajectory.turns)
+
+
+def _count_finished(trajectories: TrajectoryFile, tally: Tally) -> None:
+    """Start the tally with what earlier sessions finished."""
+    for trajectory in trajectories:
+        if trajectory.scored:
+            tally.add(trajectory)
+    tally.episodes_before = tally.episodes
+
+
+def _recorded(
+    rundir: RunDir, arms: Sequence[Arm], trajectories: TrajectoryFile
+) -> dict[str, tuple[str, Completion]]:
+    """Read the journal's answers to episodes that are not finished, by request id."""
+    finished = {session_id(arms[0].run_id, key) for key in trajectories.scored} if arms else set()
+    recorded = {}
+    for entry in read_journal(rundir.journal_path):
+        request_id = entry["request_id"]
+        if request_id.rpartition("-")[0] not in finished:
+            recorded[request_id] = (entry["prompt"], Completion(**entry["completion"]))
+    return recorded
+
+
+def _journaled(
+    arm: Arm,
+    journal: Appender,
+    recorded: dict[str, tuple[str, Completion]],
+    tally: Tally,
+) -> Arm:
+    return replace(arm, policy=RecordedPolicy(arm.policy, journal, recorded, tally))
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the exception that says most: one of ours before any other."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [several]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(error.exceptions)
+        else:
+            flat.append(error)
+    ours = [error for error in flat if isinstance(error, EvalkitError)]
+    return ours[0] if ours else flat[-1]

@@ -1,0 +1,165 @@
+"""A run's directory: `results/<run_id>/`, what lies in it, and how trajectories are found again.
+
+manifest.json       what was asked, of whom, with what versions
+journal.jsonl       one line per answered call
+trajectories.jsonl  one line per finished episode, in the order in which they finished
+*.csv, report.md    made from the trajectories at the end, in the order of `Key`
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evalkit.errors import BadConfig, DamagedRun
+from evalkit.record.journal import Appender, read_lines
+from evalkit.record.trajectory import Key, Trajectory
+
+MANIFEST_FORMAT = "run/1"
+
+
+class RunDir:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: Path, run_id: str, manifest: Mapping[str, Any]) -> RunDir:
+        """Make `out/run_id`, or `out/run_id.2` and so on where that is taken, with its manifest.
+
+        Raises:
+            BadConfig: the directory cannot be made.
+
+        """
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path = _claim(out, run_id)
+        except OSError as error:
+            raise BadConfig(f"cannot write results below {out}: {error}") from error
+        rundir = cls(path)
+        rundir.write_manifest(manifest)
+        return rundir
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Open a run that was begun.
+
+        Raises:
+            BadConfig: there is no run at `path`.
+
+        """
+        rundir = cls(path)
+        if not rundir.manifest_path.is_file():
+            raise BadConfig(f"{path} is not a run: it has no manifest.json")
+        return rundir
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest lies."""
+        return self.path / "manifest.json"
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal lies."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def trajectories_path(self) -> Path:
+        """Where the trajectories lie."""
+        return self.path / "trajectories.jsonl"
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest.
+
+        Raises:
+            DamagedRun: it is not one.
+
+        """
+        try:
+            manifest = orjson.loads(self.manifest_path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DamagedRun(f"{self.manifest_path}: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+            raise DamagedRun(f"{self.manifest_path}: expected format {MANIFEST_FORMAT}")
+        return manifest
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, all or nothing."""
+        whole = {"format": MANIFEST_FORMAT, **manifest}
+        write_whole(
+            self.manifest_path,
+            orjson.dumps(whole, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n",
+        )
+
+    def discard(self) -> None:
+        """Remove the run, as long as nothing was played in it."""
+        for file in self.path.iterdir():
+            file.unlink()
+        self.path.rmdir()
+
+
+class TrajectoryFile:
+    """trajectories.jsonl with an index in memory: an episode's last line is the one that counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scored: dict[Key, int] = {}
+        """Where each finished, scored episode lies, in bytes."""
+        self.unscored: dict[Key, int] = {}
+        for offset, line in read_lines(path):
+            trajectory = Trajectory.from_json(line)
+            self._note(trajectory, offset)
+
+    def append(self, file: Appender, trajectory: Trajectory) -> None:
+        """Write a finished episode."""
+        self._note(trajectory, file.write(trajectory.to_json()))
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """Read all episodes in the order of `Key`, one at a time."""
+        places = sorted([*self.scored.items(), *self.unscored.items()])
+        if not places:
+            return
+        with self.path.open("rb") as file:
+            for _, offset in places:
+                file.seek(offset)
+                yield Trajectory.from_json(file.readline().rstrip(b"\n"))
+
+    def _note(self, trajectory: Trajectory, offset: int) -> None:
+        if trajectory.scored:
+            self.unscored.pop(trajectory.key, None)
+            self.scored[trajectory.key] = offset
+        elif trajectory.key not in self.scored:
+            self.unscored[trajectory.key] = offset
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _claim(out: Path, run_id: str) -> Path:
+    """Make the first free directory of `run_id`, `run_id.2`, `run_id.3`..."""
+    number = 1
+    while True:
+        path = out / (run_id if number == 1 else f"{run_id}.{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

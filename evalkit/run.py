@@ -1,0 +1,319 @@
+"""One run from its config to its report: the Python API, and what the command line calls.
+
+The composition of the package's rooms: connect, play, record, judge, show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_id, make
+from evalkit.config import ModelSpec, RunConfig, parse_model
+from evalkit.errors import BadConfig, EvalkitError, RunFailed
+from evalkit.manifest import describe, identities, now
+from evalkit.play.connect import Connected, connect, require_distinct
+from evalkit.play.policy import Policy
+from evalkit.play.reference import references
+from evalkit.play.rollout import Arm
+from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all
+from evalkit.play.strategies import parse_strategy
+from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.tables import read_csv
+from evalkit.record.trajectory import Trajectory
+from evalkit.show.progress import progress
+from evalkit.show.report import Report, make_report, write_tables
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: its directory, and what it found."""
+
+    path: Path
+    report: Report
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """Rows of summary.csv, one per arm, with numbers as numbers."""
+        return self.report.summary
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The comparisons in words, one per pair of arms and metric."""
+        return self.report.verdicts
+
+    @property
+    def n_error(self) -> int:
+        """Episodes lost to infrastructure or to the env; `resume` plays them again."""
+        return sum(numbers.n_error for numbers in self.report.numbers.values())
+
+    def episodes(self) -> list[dict[str, str]]:
+        """Read episodes.csv."""
+        return read_csv(self.path / "episodes.csv")
+
+    def turns(self) -> list[dict[str, str]]:
+        """Read turns.csv."""
+        return read_csv(self.path / "turns.csv")
+
+
+def evaluate(
+    model: str | Policy | Sequence[str],
+    env: str,
+    *,
+    show: TextIO | None = None,
+    **settings: Any,  # noqa: ANN401 - the fields of RunConfig
+) -> Run:
+    """Play `env` with `model` and report; blocks until done.
+
+    `model` is what `--model` takes, several of them, or a `Policy` object of your own. `settings`
+    are the fields of `RunConfig` (`strategy`, `seeds`, `k`, `concurrency`, `temperature`, ...).
+    `show` is a stream for progress. In a running event loop, await `evaluate_async`.
+
+    Raises:
+        UsageError: it cannot be carried out as asked; nothing was written.
+        RunFailed: it stopped half-way; `resume` goes on.
+
+    """
+    return run_async(evaluate_async(model, env, show=show, **settings))
+
+
+async def evaluate_async(
+    model: str | Policy | Sequence[str],
+    env: str,
+    *,
+    show: TextIO | None = None,
+    **settings: Any,  # noqa: ANN401 - the fields of RunConfig
+) -> Run:
+    """Do what `evaluate` does, in a running event loop."""
+    own = model if isinstance(model, Policy) else None
+    named = "noop" if own is not None else model
+    config = RunConfig.read({"model": named, "env": env, **settings}, "evaluate")
+    return await start(config, show=show, policy=own)
+
+
+async def start(
+    config: RunConfig, *, show: TextIO | None = None, policy: Policy | None = None
+) -> Run:
+    """Carry out a config as a new run."""
+    make_env = env_factory(config)
+    env = make_env()
+    run_id = f"{_slug(env_id(env))}-{config.digest(digest(env))}"
+    async with open_arms(config, make_env, run_id, policy) as (arms, connected):
+        own = None if policy is None else type(policy).__qualname__
+        manifest = describe(config, env, run_id, arms, connected, own)
+        rundir = RunDir.create(Path(config.out), run_id, manifest)
+        try:
+            return await carry_out(config, rundir, manifest, arms, make_env, show)
+        except EvalkitError:
+            if _untouched(rundir):
+                rundir.discard()
+            raise
+
+
+async def resume(
+    path: Path, *, show: TextIO | None = None, model: Sequence[str] | None = None
+) -> Run:
+    """Go on with a run that was interrupted, and play again what was lost to errors.
+
+    `model` says anew where the models are, with the same labels, when a server has moved.
+
+    Raises:
+        BadConfig: no run there, or its env is not what it was.
+
+    """
+    rundir = RunDir.open(path)
+    manifest = rundir.manifest()
+    config = RunConfig.read(manifest["config"], f"{rundir.manifest_path}")
+    make_env = env_factory(config)
+    if digest(make_env()) != manifest["env"]["digest"]:
+        raise BadConfig(
+            f"the env {config.env} is not what it was when {path} began: start a new run"
+        )
+    if manifest["policy"] is not None:
+        raise BadConfig(
+            f"{path} was played by a Python object, {manifest['policy']}: not resumable"
+        )
+    if model is not None:
+        config = config.model_copy(update={"model": _moved(config, model)})
+    run_id = manifest["run_id"]
+    async with open_arms(config, make_env, run_id, None) as (arms, _):
+        return await carry_out(config, rundir, manifest, arms, make_env, show)
+
+
+def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
+    """Compare two finished runs of the same env, every arm of one with every arm of the other.
+
+    Raises:
+        BadConfig: no run there, or not the same env with the same parameters.
+
+    """
+    paths = [run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)]
+    manifests = [RunDir.open(path).manifest() for path in paths]
+    if manifests[0]["env"]["digest"] != manifests[1]["env"]["digest"]:
+        raise BadConfig(f"{paths[0]} and {paths[1]} did not play the same env: nothing to compare")
+    known: dict[str, dict[str, Any]] = {}
+    played: list[Trajectory] = []
+    for path, manifest in zip(paths, manifests, strict=True):
+        columns = identities(manifest)
+        for arm, identity in columns.items():
+            name = path.name if len(columns) == 1 else f"{path.name}.{arm}"
+            if name in known:
+                raise BadConfig(f"{path} is compared with itself: its arms have the same names")
+            known[name] = {**identity, "arm": name}
+            played += [
+                replace(trajectory, key=replace(trajectory.key, arm=name))
+                for trajectory in TrajectoryFile(RunDir(path).trajectories_path)
+                if trajectory.key.arm == arm
+            ]
+    config = RunConfig.read(manifests[0]["config"], str(paths[0]))
+    standards = run_async(references(env_factory(config), config.seeds))
+    return make_report(played, known, standards)
+
+
+async def carry_out(
+    config: RunConfig,
+    rundir: RunDir,
+    manifest: Mapping[str, Any],
+    arms: Sequence[Arm],
+    make_env: Callable[[], TextEnv],
+    show: TextIO | None,
+) -> Run:
+    """Play what is left of a run, then write its tables."""
+    names = [arm.name for arm in arms]
+    total = len(config.seeds) * config.k * len(arms)
+    tally = Tally(total_episodes=total, arms={name: ArmTally() for name in names})
+    keys = episode_keys(config.seeds, config.k, names)
+    say = show.write if show is not None else _silent
+    say(f"run {rundir.path}\n")
+    try:
+        async with AsyncExitStack() as stack:
+            if show is not None:
+                await stack.enter_async_context(progress(tally, show))
+            await play_all(arms, keys, rundir, tally, concurrency=min(config.concurrency, total))
+    except (asyncio.CancelledError, RunFailed):
+        if not _untouched(rundir):
+            say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
+        raise
+    known = await references(make_env, config.seeds)
+    played = TrajectoryFile(rundir.trajectories_path)
+    report = make_report(played, identities(manifest), known)
+    write_tables(rundir, report)
+    rundir.write_manifest({**manifest, "finished_at": now()})
+    return Run(rundir.path, report)
+
+
+def env_factory(config: RunConfig) -> Callable[[], TextEnv]:
+    """Return what makes the config's env, having made one.
+
+    Raises:
+        BadConfig: there is no such env, or not with these parameters.
+
+    """
+
+    def make_env() -> TextEnv:
+        return make(config.env, **config.env_args)
+
+    try:
+        make_env()
+    except (UnknownEnv, BadEnvParams) as error:
+        raise BadConfig(str(error)) from error
+    return make_env
+
+
+@asynccontextmanager
+async def open_arms(
+    config: RunConfig, make_env: Callable[[], TextEnv], run_id: str, own: Policy | None
+) -> AsyncIterator[tuple[list[Arm], dict[str, Connected]]]:
+    """Connect every model and combine models, strategies and kinds of answer into arms."""
+    specs = config.models()
+    require_distinct(specs)
+    async with AsyncExitStack() as stack:
+        connected: dict[str, Connected] = {}
+        for label, spec in specs:
+            found = await _connected(label, spec, config, own)
+            await stack.enter_async_context(found.policy)
+            connected[label] = found
+        yield _arms(config, specs, connected, make_env, run_id), connected
+
+
+async def _connected(
+    label: str, spec: ModelSpec, config: RunConfig, own: Policy | None
+) -> Connected:
+    if own is not None:
+        return Connected(policy=own, model=type(own).__qualname__)
+    return await connect(label, spec, config)
+
+
+def _arms(
+    config: RunConfig,
+    specs: Sequence[tuple[str, ModelSpec]],
+    connected: Mapping[str, Connected],
+    make_env: Callable[[], TextEnv],
+    run_id: str,
+) -> list[Arm]:
+    return [
+        Arm(
+            name=arm_name(config, label, strategy, guided=guided),
+            policy=connected[label].policy,
+            strategy=parse_strategy(strategy),
+            make_env=make_env,
+            run_id=run_id,
+            run_seed=config.run_seed,
+            guided=guided,
+            keep_reasoning=config.keep_reasoning,
+        )
+        for label, _ in specs
+        for strategy in config.strategy
+        for guided in config.guided
+    ]
+
+
+def arm_name(config: RunConfig, label: str, strategy: str, *, guided: bool) -> str:
+    """Name an arm by what distinguishes it: label, strategy, kind of answer."""
+    parts = []
+    if len(config.model) > 1 or parse_model(config.model[0]).label:
+        parts.append(label)
+    if len(config.strategy) > 1:
+        parts.append(_slug(strategy))
+    if len(config.guided) > 1:
+        parts.append("guided" if guided else "free")
+    return ".".join(parts) or label
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop where there is one."""
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return asyncio.run(work)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _moved(config: RunConfig, model: Sequence[str]) -> tuple[str, ...]:
+    """Check that the models named anew are as many, under the same labels."""
+    moved = RunConfig.read({**config.model_dump(mode="json"), "model": list(model)}, "--model")
+    before, after = [label for label, _ in config.models()], [label for label, _ in moved.models()]
+    if before != after:
+        raise BadConfig(f"the run's models are {', '.join(before)}, not {', '.join(after)}")
+    return moved.model
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def _untouched(rundir: RunDir) -> bool:
+    files = (rundir.journal_path, rundir.trajectories_path)
+    return all(not file.exists() or file.stat().st_size == 0 for file in files)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")

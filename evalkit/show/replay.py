@@ -1,0 +1,42 @@
+"""A trajectory as text, turn by turn, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evalkit.record.trajectory import Trajectory, Turn
+
+
+def replay_lines(trajectory: Trajectory) -> Iterator[str]:
+    """Yield the lines of one episode."""
+    key = trajectory.key
+    yield f"arm {key.arm}, env seed {key.env_seed}, repetition {key.repetition}"
+    for turn in trajectory.turns:
+        yield from _turn_lines(turn)
+    yield ""
+    yield f"     {_indented(trajectory.final_observation)}"
+    best = "" if trajectory.optimal_turns is None else f" (oracle: {trajectory.optimal_turns})"
+    verdict = "success" if trajectory.success else "no success"
+    if not trajectory.scored:
+        verdict = f"not scored: {trajectory.failure_message}"
+    yield (
+        f"{verdict}, return {trajectory.return_:.2f}, {len(trajectory.turns)} turns{best}, "
+        f"{trajectory.stop_reason.value}"
+    )
+
+
+def _turn_lines(turn: Turn) -> Iterator[str]:
+    yield ""
+    yield f"[{turn.turn:>2}] {_indented(turn.observation)}"
+    if turn.reasoning:
+        yield f"   ~ {_indented(turn.reasoning)}"
+    yield f"   > {_indented(turn.completion) or '(nothing)'}"
+    facts = [turn.outcome.value, f"action {turn.action or '-'}", f"reward {turn.reward:+.2f}"]
+    facts += [fact for fact in (turn.event, turn.error) if fact]
+    facts += [f"notes {turn.memory.value}"] if turn.memory else []
+    facts += [f"version {turn.policy_version}"] if turn.policy_version else []
+    yield f"   = {', '.join(facts)}"
+
+
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", "\n     ")

@@ -1,0 +1,262 @@
+"""The files that people open: the CSVs and report.md, made from a run's trajectories.
+
+Everything but performance.csv is a function of the trajectories alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evalkit.record.journal import read_journal
+from evalkit.record.references import Reference
+from evalkit.record.rundir import RunDir, TrajectoryFile, write_whole
+from evalkit.record.tables import EPISODES, TURNS, episode_row, turn_rows, write_csv
+from evalkit.record.trajectory import Outcome
+from evalkit.show.summary import (
+    COMPARE,
+    PAIRED,
+    SUMMARY,
+    ArmNumbers,
+    Compared,
+    compare_arms,
+    compare_row,
+    divergent_turns,
+    gather,
+    paired_rows,
+    summary_row,
+)
+from evalkit.show.verdict import share, verdict
+
+PERFORMANCE = (
+    "format run_id arm calls retried_calls attempts_mean lat_p50_ms lat_p95_ms cached_tokens"
+).split()
+
+INTERVALS_NOTE = (
+    "Success intervals are Wilson's (clustered by seed where k > 1), those of returns are t. "
+    "Pairs are env seeds that both arms finished."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run found."""
+
+    run_id: str
+    env: str
+    summary: list[dict[str, Any]]
+    """Rows of summary.csv."""
+    compared: list[Compared]
+    references: Mapping[str, Reference]
+    numbers: Mapping[str, ArmNumbers]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One line per pair of arms and metric."""
+        return [verdict(compared) for compared in self.compared]
+
+
+def make_report(
+    trajectories: Iterable[Any],
+    identities: Mapping[str, Mapping[str, Any]],
+    references: Mapping[str, Reference],
+) -> Report:
+    """Work out what trajectories say; `identities` holds the known columns of each arm's row."""
+    numbers = gather(trajectories, identities)
+    summary = [
+        summary_row(identity, numbers[arm], references) for arm, identity in identities.items()
+    ]
+    first = next(iter(identities.values()))
+    return Report(
+        run_id=first["run_id"],
+        env=first["env"],
+        summary=summary,
+        compared=compare_arms(numbers),
+        references=references,
+        numbers=numbers,
+    )
+
+
+def write_tables(rundir: RunDir, report: Report) -> None:
+    """Write the CSVs of a run."""
+    file = TrajectoryFile(rundir.trajectories_path)
+    run_id = report.run_id
+    write_csv(
+        rundir.path / "episodes.csv", EPISODES, (episode_row(run_id, played) for played in file)
+    )
+    write_csv(
+        rundir.path / "turns.csv",
+        TURNS,
+        (row for played in file for row in turn_rows(run_id, played)),
+    )
+    write_csv(rundir.path / "performance.csv", PERFORMANCE, performance_rows(rundir, report))
+    write_comparison(rundir.path, report)
+
+
+def write_comparison(folder: Path, report: Report) -> None:
+    """Write summary.csv, and for two arms or more compare.csv, paired.csv and report.md."""
+    write_csv(folder / "summary.csv", SUMMARY, report.summary)
+    if len(report.numbers) > 1:
+        rows = (compare_row(report.run_id, report.env, compared) for compared in report.compared)
+        write_csv(folder / "compare.csv", COMPARE, rows)
+        write_csv(folder / "paired.csv", PAIRED, paired_rows(report.run_id, report.numbers))
+    write_whole(folder / "report.md", markdown(report).encode())
+
+
+def performance_rows(rundir: RunDir, report: Report) -> Iterable[dict[str, Any]]:
+    """Yield the rows of performance.csv: the only table that depends on the clock."""
+    calls: dict[str, list[tuple[float, int, int]]] = {arm: [] for arm in report.numbers}
+    stem = len(report.run_id) + 1
+    for entry in read_journal(rundir.journal_path):
+        arm = entry["request_id"][stem:].rsplit("-", 3)[0]
+        said = entry["completion"]
+        calls[arm].append((said["elapsed_s"], said["attempts"], said["cached_tokens"] or 0))
+    for arm, made in calls.items():
+        elapsed = sorted(call[0] for call in made)
+        yield {
+            "format": "performance/1",
+            "run_id": report.run_id,
+            "arm": arm,
+            "calls": len(made),
+            "retried_calls": sum(call[1] > 1 for call in made),
+            "attempts_mean": sum(call[1] for call in made) / len(made) if made else None,
+            "lat_p50_ms": _quantile_ms(elapsed, 0.5),
+            "lat_p95_ms": _quantile_ms(elapsed, 0.95),
+            "cached_tokens": sum(call[2] for call in made),
+        }
+
+
+def markdown(report: Report) -> str:
+    """Write report.md: the verdicts first, then the table, then what qualifies them."""
+    lines = [f"# {report.env}: {' against '.join(report.numbers)}", ""]
+    if report.compared:
+        lines += [
+            f"- **{line}**" if n == 0 else f"- {line}" for n, line in enumerate(report.verdicts)
+        ]
+        lines += [""]
+    lines += markdown_table(table_cells(report))
+    lines += ["", *_notes(report), ""]
+    return "\n".join(lines)
+
+
+def table_cells(report: Report) -> list[list[str]]:
+    """Return the result table as texts, its head first: arms, then random and oracle."""
+    head = [
+        "arm",
+        "strategy",
+        "answers",
+        "episodes",
+        "success",
+        "95 % CI",
+        "return",
+        "norm. score",
+        "turns",
+        "valid actions",
+    ]
+    rows = [head]
+    for row in report.summary:
+        interval = f"{share(row['success_lo'])} .. {share(row['success_hi'])}"
+        rows.append(
+            [
+                row["arm"],
+                row["strategy"],
+                "guided" if row["guided"] else "free",
+                str(row["n_ok"]),
+                share(row["success_rate"]),
+                interval,
+                _number(row["return_mean"]),
+                _number(row["norm_score"]),
+                _number(row["steps_mean"], 1),
+                share(row["valid_action_rate"]),
+            ]
+        )
+    for name, reference in report.references.items():
+        norm = {"random": "0.00", "oracle": "1.00"}[name]
+        rows.append(
+            [
+                name,
+                "",
+                "",
+                str(reference.n_episodes),
+                share(reference.success_rate),
+                "",
+                _number(reference.return_mean),
+                norm,
+                _number(reference.turns_mean, 1),
+                "",
+            ]
+        )
+    return rows
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out rows as aligned text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out rows as a Markdown table."""
+    head, *body = rows
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in body),
+    ]
+
+
+def _notes(report: Report) -> list[str]:
+    """Return what a reader must know beside the numbers."""
+    notes = [INTERVALS_NOTE]
+    for arm, numbers in report.numbers.items():
+        counted = ", ".join(
+            f"{outcome.value} {numbers.outcomes[outcome]}"
+            for outcome in Outcome
+            if numbers.outcomes[outcome]
+        )
+        notes += ["", f"`{arm}`: {numbers.turns} turns: {counted or 'none'}."]
+        if numbers.n_error:
+            notes += ["", _error_note(arm, numbers)]
+    notes += _divergence_notes(report)
+    return notes
+
+
+def _error_note(arm: str, numbers: ArmNumbers) -> str:
+    n_all = numbers.stops.total()
+    low, high = numbers.n_success / n_all, (numbers.n_success + numbers.n_error) / n_all
+    return (
+        f"`{arm}`: {numbers.n_error} of {n_all} episodes were lost to errors and are not scored. "
+        f"Had all of them failed, success would be {share(low)}; had all succeeded, {share(high)}."
+    )
+
+
+def _divergence_notes(report: Report) -> list[str]:
+    """Say for every pair of arms whether any trajectory differs, and name the first ones."""
+    notes = []
+    for compared in report.compared:
+        if compared.metric.name != "success":
+            continue
+        left, right = report.numbers[compared.a], report.numbers[compared.b]
+        shared = len(left.traces.keys() & right.traces.keys())
+        differing = divergent_turns(left, right)
+        line = f"`{compared.a}` and `{compared.b}`: {shared - len(differing)} of {shared} episodes "
+        line += "are identical, turn by turn."
+        if differing and len(differing) < shared:
+            named = [f"seed {seed} turn {turn}" for seed, _, turn in differing[:20]]
+            more = "..." if len(differing) > 20 else ""
+            line += f" First turns that differ: {', '.join(named)}{more}"
+        notes += ["", line]
+    return notes
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _quantile_ms(ordered: Sequence[float], q: float) -> float | None:
+    return round(1000 * ordered[int(q * (len(ordered) - 1))], 3) if ordered else None

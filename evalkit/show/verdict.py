@@ -1,0 +1,78 @@
+"""Comparisons in words. The first line of a report, and often the only one that is read."""
+
+from __future__ import annotations
+
+from evalkit.judge.compare import Decision, PairedTest
+from evalkit.show.summary import Compared, Metric
+
+_TESTS = {PairedTest.MCNEMAR_EXACT: "exact McNemar", PairedTest.SIGN_FLIP: "sign-flip permutation"}
+_POINTS = frozenset({"success", "valid_action_rate"})
+_WORDS = {
+    "success": "success",
+    "return": "return",
+    "steps": "turns",
+    "valid_action_rate": "valid actions",
+}
+
+
+def verdict(compared: Compared) -> str:
+    """Say in one line what was found, how sure it is, and on how many seeds."""
+    found, a, b = compared.found, compared.a, compared.b
+    what = _WORDS[compared.metric.name]
+    if found.n_pairs == 0:
+        return f"no data: {a} and {b} share no finished seed"
+    evidence = f"({', '.join(_evidence(compared))})"
+    size = _amount(compared.metric, found.diff)
+    if compared.decision is Decision.UNDECIDED:
+        return f"no decision between {a} and {b}: {size} {what} {evidence}{_outlook(compared)}"
+    word = "better" if compared.decision is Decision.BETTER else "worse"
+    return f"{b} is {word} than {a}: {size} {what} {evidence}"
+
+
+def _evidence(compared: Compared) -> list[str]:
+    found, metric = compared.found, compared.metric
+    facts = []
+    if found.lo is not None and found.hi is not None:
+        bounds = f"{_amount(metric, found.lo, unit=False)}..{_amount(metric, found.hi, unit=False)}"
+        facts.append(f"{found.level:.0%} CI {bounds}".replace("%", " %"))
+    if found.test is not None and found.p is not None:
+        facts.append(f"{_TESTS[found.test]} {p_value(found.p)}")
+    if compared.p_holm is not None and compared.p_holm != found.p:
+        facts.append(f"{p_value(compared.p_holm)} after Holm")
+    if found.a_only is not None and found.b_only is not None:
+        facts.append(
+            f"flips: {found.b_only} won only by {compared.b}, {found.a_only} only by {compared.a}"
+        )
+    facts.append(f"n={found.n_pairs} paired seeds")
+    return facts
+
+
+def _outlook(compared: Compared) -> str:
+    """Say what these seeds could have shown, and what the observed difference would need."""
+    found = compared.found
+    parts = []
+    if found.mde80 is not None:
+        least = _amount(compared.metric, found.mde80, signed=False)
+        parts.append(f"these seeds show differences from {least} on")
+    if found.n_for_observed is not None and found.n_for_observed > found.n_pairs:
+        parts.append(f"the observed one would need {found.n_for_observed} seeds")
+    return f"; with 80 % power {', '.join(parts)}" if parts else ""
+
+
+def p_value(p: float) -> str:
+    """Write a p-value the way papers do."""
+    return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("0.", ".", 1)
+
+
+def _amount(metric: Metric, value: float | None, *, unit: bool = True, signed: bool = True) -> str:
+    if value is None:
+        return "?"
+    sign = "+" if signed else ""
+    if metric.name in _POINTS:
+        return f"{100 * value:{sign}.1f}" + (" points" if unit else "")
+    return f"{value:{sign}.2f}"
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """Write a rate as a percentage."""
+    return "" if value is None else f"{100 * value:.{digits}f} %"
