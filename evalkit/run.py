@@ -10,10 +10,11 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_id, make
+from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
 from evalkit.config import ModelSpec, RunConfig, parse_model
 from evalkit.errors import BadConfig, EvalkitError, RunFailed
 from evalkit.manifest import describe, identities, now
@@ -216,15 +217,11 @@ def env_factory(config: RunConfig) -> Callable[[], TextEnv]:
         BadConfig: there is no such env, or not with these parameters.
 
     """
-
-    def make_env() -> TextEnv:
-        return make(config.env, **config.env_args)
-
     try:
-        make_env()
+        make(config.env, **config.env_args)
+        return partial(env_class(config.env), **config.env_args)
     except (UnknownEnv, BadEnvParams) as error:
         raise BadConfig(str(error)) from error
-    return make_env
 
 
 @asynccontextmanager
