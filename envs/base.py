@@ -82,7 +82,8 @@ class TextEnv(ABC):
         """Take one turn.
 
         `action` is one of `legal_actions()`; anything else (`NO_ACTION` included) costs the turn,
-        earns nothing and sets `info["illegal"]` to True and `info["error"]` to the reason.
+        earns nothing and sets `info["illegal"]` to True and `info["error"]` to the reason. Only a
+        known action that is useless now may pass unflagged, where the rules say so (a bump).
 
         Returns (observation, reward, terminated, truncated, info). `terminated`: the task ended.
         `truncated`: it was cut off. Never both. `info["event"]`, where present, names what

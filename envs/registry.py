@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class BadEnvParams(ValueError):
     """The env exists, but not with these parameters."""
 
 
-def make(name: str, **params: Any) -> TextEnv:  # noqa: ANN401 - any env's own parameters
+def make(name: str, /, **params: Any) -> TextEnv:  # noqa: ANN401 - any env's own parameters
     """Make the env called `name`: a shipped id, `pkg.module:Class` or `file.py:Class`.
 
     Raises:
@@ -114,5 +115,8 @@ def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
         raise UnknownEnv(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with ExitStack() as undo:  # or the next call would take a half-made module for the file
+        undo.callback(sys.modules.pop, name)
+        spec.loader.exec_module(module)
+        undo.pop_all()
     return module
