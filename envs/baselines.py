@@ -21,7 +21,7 @@ from typing import Any
 from envs.base import TextEnv
 from envs.games.key_door import BUMPED, DOOR_HERE, HANDS, KEY_HERE, MOVES, STEPS
 from envs.games.tic_tac_toe import OPPONENTS, TicTacToe
-from envs.playing import Policy, oracle_policy, play, random_legal_policy, random_policy
+from envs.playing import Policy, oracle_policy, play, random_policy
 from envs.registry import make
 
 Place = tuple[int, int]
@@ -250,7 +250,6 @@ def baseline_table(seeds: int) -> list[Row]:
         env = make("key_door", max_turns=turns)
         players = {
             "random": random_policy(random.Random(0)),
-            "random legal": random_legal_policy(random.Random(0)),
             "oracle": oracle_policy,
         }
         for name, player in players.items():
@@ -258,7 +257,7 @@ def baseline_table(seeds: int) -> list[Row]:
             rows.append(measure(setting, env, name, _always(player), seeds=seeds))
     for opponent in OPPONENTS:
         env = make("tic_tac_toe", opponent=opponent)
-        players = {"random legal": random_legal_policy(random.Random(0))}
+        players = {"random": random_policy(random.Random(0))}
         players |= {"perfect": perfect, "oracle": oracle_policy}
         for name, player in players.items():
             setting = f"tic_tac_toe, {opponent}"

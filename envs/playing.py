@@ -53,10 +53,5 @@ def oracle_policy(env: TextEnv, observation: str) -> str:  # noqa: ARG001 - a Po
 
 
 def random_policy(rng: random.Random) -> Policy:
-    """Play uniformly from all actions, whether or not the rules allow them now."""
-    return lambda env, _observation: rng.choice(env.all_actions())
-
-
-def random_legal_policy(rng: random.Random) -> Policy:
     """Play uniformly from the actions that the rules allow now."""
     return lambda env, _observation: rng.choice(env.legal_actions())

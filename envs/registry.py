@@ -77,17 +77,29 @@ def env_class(name: str) -> type[TextEnv]:
 
 
 def digest(env: TextEnv) -> str:
-    """Name what an env is: 16 hexadecimal digits over its id, version, source and parameters."""
-    source = inspect.getsource(sys.modules[type(env).__module__])
+    """Name what an env is: 16 hexadecimal digits over its id, version, parameters and source.
+
+    The source is that of the modules of its class and of every class it inherits from; one that
+    cannot be read (a class typed into a prompt) does not count.
+    """
+    modules = {cls.__module__ for cls in type(env).__mro__ if issubclass(cls, TextEnv)}
+    sources = [_source(name) for name in sorted(modules)]
     described = json.dumps(
-        [type(env).__qualname__, env.version, env.params], sort_keys=True, default=str
+        [type(env).__qualname__, env.version, env.params, sources], sort_keys=True, default=str
     )
-    return hashlib.sha256(f"{described}\n{source}".encode()).hexdigest()[:16]
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def env_id(env: TextEnv) -> str:
     """Return the env's own id, or its class name in lower case where it has none."""
     return getattr(env, "id", None) or type(env).__name__.lower()
+
+
+def _source(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError, KeyError):
+        return ""
 
 
 def _keyword_params(cls: type[TextEnv]) -> list[str]:

@@ -91,6 +91,14 @@ def run_parser() -> Parser:
         argument_default=NOT_GIVEN,
         allow_abbrev=False,
     )
+    _add_task(parser)
+    _add_sampling(parser)
+    _add_limits(parser)
+    return parser
+
+
+def _add_task(parser: Parser) -> None:
+    """Add who plays what, on which seeds."""
     add = parser.add_argument
     add("--config", metavar="FILE", help="YAML with any of these settings; the command line wins")
     add(
@@ -119,13 +127,27 @@ def run_parser() -> Parser:
     seeds.add_argument("-n", type=int, metavar="N", help="env seeds 0 to N-1 (default 100)")
     seeds.add_argument("--seeds", metavar="A:B", help="env seeds A to B-1, or a comma list")
     add("-k", type=int, help="repetitions of every seed (default 1)")
-    add("-c", "--concurrency", type=int, metavar="C", help="episodes at once (default 64)")
+
+
+def _add_sampling(parser: Parser) -> None:
+    """Add how the model is asked."""
+    add = parser.add_argument
     add("--temperature", type=optional_float, help="default 0.1; 'none' leaves it to the server")
     add("--top-p", type=optional_float)
     add("--max-tokens", type=optional_int, help="per completion (default 256)")
     add("--extra-body", type=json_object, metavar="JSON", help="further fields of every request")
-    add("--keep-reasoning", action="store_true", help="keep reasoning in the history")
+    add(
+        "--keep-reasoning",
+        action=argparse.BooleanOptionalAction,
+        help="keep reasoning in the history",
+    )
     add("--run-seed", type=int, help="seed of the sampling (default 0)")
+
+
+def _add_limits(parser: Parser) -> None:
+    """Add what cannot change a result."""
+    add = parser.add_argument
+    add("-c", "--concurrency", type=int, metavar="C", help="episodes at once (default 64)")
     add(
         "--api-key-env",
         action="append",
@@ -135,8 +157,7 @@ def run_parser() -> Parser:
     add("--timeout-s", type=float, help="for one completion (default 120)")
     add("--wait-s", type=float, help="for a server that is away or starting (default 300)")
     add("--attempts", type=int, help="tries of a failing call (default 6)")
-    add("--out", metavar="DIR", help="where results/<run_id>/ is made (default results)")
-    return parser
+    add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
 
 
 def settings(typed: dict[str, Any]) -> dict[str, Any]:
@@ -223,8 +244,11 @@ def compare_command(words: Sequence[str]) -> int:
 
     report = compare(typed.run_a, typed.run_b)
     folder = typed.out or typed.run_b / f"compare-{typed.run_a.resolve().name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_comparison(folder, report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_comparison(folder, report)
+    except OSError as error:
+        raise BadConfig(f"cannot write below {folder}: {error}") from error
     _print_report(report, folder)
     return 0
 

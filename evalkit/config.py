@@ -13,18 +13,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 import orjson
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from evalkit.errors import BadConfig
 from evalkit.play.strategies import parse_strategy
 
 BASELINES = ("random", "oracle", "noop", "human")
 LABEL = re.compile(r"([A-Za-z0-9._-]{1,40})=(.+)", re.DOTALL)
+RESERVED = ("messages", "model", "n", "seed", "stream")
+"""Fields of a request that evalkit itself decides."""
+MAX_SEEDS = 1_000_000
 INCIDENTAL = ("concurrency", "out", "timeout_s", "wait_s", "attempts", "api_key_env")
 """Settings that cannot change a trajectory; they are left out of the config's digest."""
 
@@ -53,6 +64,11 @@ class ModelSpec:
     def host(self) -> str:
         """The URL's host without its port; "" for a baseline."""
         return (urlsplit(self.target).hostname or "") if self.is_url else ""
+
+    def under(self, label: str | None) -> str:
+        """Write the spec with another label, or with none."""
+        name = f"#{self.name}" if self.name else ""
+        return f"{label}={self.target}{name}" if label else f"{self.target}{name}"
 
 
 def parse_model(text: str) -> ModelSpec:
@@ -96,8 +112,10 @@ def parse_seeds(value: object) -> tuple[int, ...]:
 
     """
     if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        seeds = [seed for part in parts for seed in _seed_range(part)]
+        ranges = [_seed_range(part.strip()) for part in value.split(",")]
+        if sum(map(len, ranges)) > MAX_SEEDS:
+            raise ValueError(f"at most {MAX_SEEDS} seeds, not {value!r}")
+        seeds = [seed for part in ranges for seed in part]
     elif isinstance(value, Sequence) and all(type(seed) is int for seed in value):
         seeds = list(value)
     else:
@@ -110,7 +128,7 @@ def parse_seeds(value: object) -> tuple[int, ...]:
 
 
 def _seed_range(part: str) -> Sequence[int]:
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", part)
+    match = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", part)
     if match is None:
         raise ValueError(f"seeds are A:B or a list of whole numbers, not {part!r}")
     first = int(match[1])
@@ -144,9 +162,17 @@ def _guided(value: object) -> tuple[bool, ...]:
     words = [part for item in values for part in str(item).lower().split(",")]
     known = {"on": True, "true": True, "off": False, "false": False}
     unknown = [word for word in words if word not in known]
-    if unknown or len(set(words)) != len(words):
+    flags = tuple(known[word] for word in words if word in known)
+    if unknown or len(set(flags)) != len(flags):
         raise ValueError(f"guided is on, off, or off,on for both as arms; not {value!r}")
-    return tuple(known[word] for word in words)
+    return flags
+
+
+def _extra_body(value: dict[str, Any]) -> dict[str, Any]:
+    taken = [name for name in RESERVED if name in value]
+    if taken:
+        raise ValueError(f"{', '.join(taken)} cannot be set: evalkit decides it itself")
+    return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -171,7 +197,7 @@ class RunConfig(BaseModel):
     temperature: float | None = Field(default=0.1, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=256, ge=1)
-    extra_body: dict[str, Any] = Field(default_factory=dict)
+    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(default_factory=dict)
     keep_reasoning: bool = False
     run_seed: int = Field(default=0, ge=0)
     concurrency: int = Field(default=64, ge=1, le=10_000)
@@ -190,9 +216,23 @@ class RunConfig(BaseModel):
 
         """
         try:
-            return cls(**values)
+            config = cls(**values)
         except ValidationError as error:
             raise BadConfig(f"{source}: {_first_problem(error, cls)}") from error
+        try:
+            orjson.dumps(config.model_dump(mode="json"))
+        except (TypeError, ValueError) as error:
+            raise BadConfig(f"{source}: a setting cannot be written as JSON: {error}") from error
+        return config
+
+    @model_validator(mode="after")
+    def _keys_have_models(self) -> Self:
+        labels = [label for label, _ in self.models()]
+        named = [text.partition("=")[0] for text in self.api_key_env if "=" in text]
+        stray = [label for label in named if label not in labels]
+        if stray:
+            raise ValueError(f"api_key_env: no model {stray[0]!r}; there are {', '.join(labels)}")
+        return self
 
     def digest(self, env_digest: str) -> str:
         """Name what is run: 8 hexadecimal digits over everything that can change a trajectory."""
@@ -229,6 +269,8 @@ class RunConfig(BaseModel):
         key = os.environ.get(chosen, "").strip()
         if not key:
             raise BadConfig(f"--api-key-env {chosen}: that environment variable is not set")
+        if not (key.isascii() and key.isprintable()):
+            raise BadConfig(f"--api-key-env {chosen}: the key holds what no HTTP header can carry")
         return key
 
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO, TypeVar
 
 from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
 from evalkit.config import ModelSpec, RunConfig, parse_model
-from evalkit.errors import BadConfig, EvalkitError, RunFailed
+from evalkit.errors import BadConfig, EvalkitError
 from evalkit.manifest import describe, identities, now
 from evalkit.play.connect import Connected, connect, require_distinct
 from evalkit.play.policy import Policy
@@ -94,7 +94,7 @@ async def evaluate_async(
 ) -> Run:
     """Do what `evaluate` does, in a running event loop."""
     own = model if isinstance(model, Policy) else None
-    named = "noop" if own is not None else model
+    named = model if own is None else f"{_slug(type(own).__name__)[:40] or 'policy'}=noop"
     config = RunConfig.read({"model": named, "env": env, **settings}, "evaluate")
     return await start(config, show=show, policy=own)
 
@@ -149,7 +149,7 @@ async def resume(
 
 
 def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
-    """Compare two finished runs of the same env, every arm of one with every arm of the other.
+    """Compare two finished runs of the same env, every arm of theirs with every other.
 
     Raises:
         BadConfig: no run there, or not the same env with the same parameters.
@@ -159,14 +159,16 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
     manifests = [RunDir.open(path).manifest() for path in paths]
     if manifests[0]["env"]["digest"] != manifests[1]["env"]["digest"]:
         raise BadConfig(f"{paths[0]} and {paths[1]} did not play the same env: nothing to compare")
+    if paths[0].resolve() == paths[1].resolve():
+        raise BadConfig(f"{paths[0]} is compared with itself")
     known: dict[str, dict[str, Any]] = {}
     played: list[Trajectory] = []
-    for path, manifest in zip(paths, manifests, strict=True):
+    names = [path.resolve().name for path in paths]
+    names = names if names[0] != names[1] else ["A", "B"]
+    for run_name, path, manifest in zip(names, paths, manifests, strict=True):
         columns = identities(manifest)
         for arm, identity in columns.items():
-            name = path.name if len(columns) == 1 else f"{path.name}.{arm}"
-            if name in known:
-                raise BadConfig(f"{path} is compared with itself: its arms have the same names")
+            name = run_name if len(columns) == 1 else f"{run_name}.{arm}"
             known[name] = {**identity, "arm": name}
             played += [
                 replace(trajectory, key=replace(trajectory.key, arm=name))
@@ -195,11 +197,14 @@ async def carry_out(
     say(f"run {rundir.path}\n")
     try:
         async with AsyncExitStack() as stack:
-            if show is not None:
+            human = any(spec.target == "human" for _, spec in config.models())
+            if show is not None and not human:
                 await stack.enter_async_context(progress(tally, show))
-            await play_all(arms, keys, rundir, tally, concurrency=min(config.concurrency, total))
-    except (asyncio.CancelledError, RunFailed):
-        if not _untouched(rundir):
+            # a person plays one episode after the other
+            at_once = 1 if human else min(config.concurrency, total)
+            await play_all(arms, keys, rundir, tally, concurrency=at_once)
+    except (asyncio.CancelledError, EvalkitError) as error:
+        if isinstance(error, asyncio.CancelledError) or not _untouched(rundir):
             say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
         raise
     known = await references(make_env, config.seeds)
@@ -295,12 +300,13 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _moved(config: RunConfig, model: Sequence[str]) -> tuple[str, ...]:
-    """Check that the models named anew are as many, under the same labels."""
+    """Return the models named anew, each under the label that it had: arms keep their names."""
     moved = RunConfig.read({**config.model_dump(mode="json"), "model": list(model)}, "--model")
     before, after = [label for label, _ in config.models()], [label for label, _ in moved.models()]
     if before != after:
         raise BadConfig(f"the run's models are {', '.join(before)}, not {', '.join(after)}")
-    return moved.model
+    pairs = zip(config.models(), moved.models(), strict=True)
+    return tuple(now_at.under(was.label) for (_, was), (_, now_at) in pairs)
 
 
 def _silent(_: str) -> None:

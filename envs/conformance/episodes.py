@@ -21,7 +21,7 @@ from envs.conformance.lab import (
     require,
     state_of,
 )
-from envs.playing import Played, play, random_legal_policy
+from envs.playing import Played, play, random_policy
 
 _ECHO_LIMIT = 1_000
 
@@ -39,7 +39,7 @@ def oracle(lab: Lab) -> str:
     won = sum(one.success for one in played)
     found = f"success {won} of {lab.seeds}, {fmean(one.turns for one in played):.2f} turns"
     if not env.solvable:
-        by_chance = random_legal_policy(random.Random(0))
+        by_chance = random_policy(random.Random(0))
         won_by_chance = sum(play(env, seed, by_chance).success for seed in range(lab.seeds))
         require(won >= won_by_chance, f"oracle: {found}; random legal actions: {won_by_chance}")
         return f"{found}; random legal actions {won_by_chance}"

@@ -33,11 +33,11 @@ _QUESTION = "What do you do?"
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What never changes about one cell: its texts, its open moves, where each move leads."""
+    """What never changes about one cell: its texts, its open ways, where each move leads."""
 
     where: str
     choices: str
-    legal: tuple[str, ...]
+    ways: tuple[str, ...]
     to: dict[str, int]
 
 
@@ -147,11 +147,7 @@ class KeyDoor(TextEnv):
         return self._success
 
     def legal_actions(self) -> tuple[str, ...]:
-        """Return the moves that do not end at a wall, and interact."""
-        return self._rooms[self._cell].legal
-
-    def all_actions(self) -> tuple[str, ...]:
-        """Return the five actions; a move against the wall is known, and useless."""
+        """Return the five actions: a move against a wall is allowed, and costs the turn."""
         return ACTIONS
 
     def oracle(self) -> str:
@@ -321,7 +317,7 @@ class KeyDoor(TextEnv):
         known = set(self._walls)
         if self.show_moves:
             seen = [room for room in range(self.size**2) if self._visited >> room & 1]
-            known |= {way for room in seen for way in STEPS if way not in self._rooms[room].legal}
+            known |= {way for room in seen for way in STEPS if way not in self._rooms[room].ways}
         rows, columns = divmod(self._start, self.size)
         last = self.size - 1
         lines = {
@@ -342,22 +338,21 @@ def _rooms(size: int, show_position: bool, show_moves: bool) -> tuple[_Room, ...
 def _room(cell: int, size: int, show_position: bool, show_moves: bool) -> _Room:
     row, column = divmod(cell, size)
     to: dict[str, int] = {}
-    legal: list[str] = []
+    ways: list[str] = []
     choices: list[str] = []
     for way, (down, right) in STEPS.items():
         next_row, next_column = row + down, column + right
         inside = 0 <= next_row < size and 0 <= next_column < size
         to[way] = next_row * size + next_column if inside else cell
         if inside:
-            legal.append(way)
+            ways.append(way)
             choices.append(f"{way} to ({next_row}, {next_column})" if show_position else way)
-    legal.append("interact")
     place = f"You are at ({row}, {column})" if show_position else "You are somewhere"
     options = f"You can go {', '.join(choices)}, or interact. " if show_moves else ""
     return _Room(
         where=f"{place} in a {size}x{size} grid. ",
         choices=options + _QUESTION,
-        legal=tuple(legal),
+        ways=tuple(ways),
         to=to,
     )
 

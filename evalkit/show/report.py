@@ -96,7 +96,7 @@ def write_tables(rundir: RunDir, report: Report) -> None:
 
 
 def write_comparison(folder: Path, report: Report) -> None:
-    """Write summary.csv, and for two arms or more compare.csv, paired.csv and report.md."""
+    """Write summary.csv and report.md, and for two arms or more compare.csv and paired.csv."""
     write_csv(folder / "summary.csv", SUMMARY, report.summary)
     if len(report.numbers) > 1:
         rows = (compare_row(report.run_id, report.env, compared) for compared in report.compared)

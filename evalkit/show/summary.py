@@ -6,9 +6,10 @@ decided in `evalkit.judge`; this module knows what the metrics are.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -110,12 +111,14 @@ class Metric:
     values: Callable[[ArmNumbers], Mapping[int, Sequence[float]]]
     binary: bool = False
     higher_is_better: bool = True
+    most: float = math.inf
+    """The largest difference that there can be."""
 
 
 METRICS = (
     Metric(name="success", values=lambda numbers: numbers.success, binary=True),
     Metric(name="return", values=lambda numbers: numbers.return_),
-    Metric(name="valid_action_rate", values=lambda numbers: numbers.valid),
+    Metric(name="valid_action_rate", values=lambda numbers: numbers.valid, most=1.0),
     Metric(name="steps", values=lambda numbers: numbers.steps, higher_is_better=False),
 )
 
@@ -228,15 +231,7 @@ def compare_arms(numbers: Mapping[str, ArmNumbers]) -> list[Compared]:
     pairs = list(combinations(numbers, 2))
     compared: list[Compared] = []
     for metric in METRICS:
-        found = [
-            compare(
-                metric.values(numbers[a]),
-                metric.values(numbers[b]),
-                binary=metric.binary,
-                higher_is_better=metric.higher_is_better,
-            )
-            for a, b in pairs
-        ]
+        found = [_compare_pair(metric, numbers[a], numbers[b]) for a, b in pairs]
         tested = [comparison.p for comparison in found if comparison.p is not None]
         corrected = iter(holm(tested))
         compared += [
@@ -250,6 +245,19 @@ def compare_arms(numbers: Mapping[str, ArmNumbers]) -> list[Compared]:
             for (a, b), comparison in zip(pairs, found, strict=True)
         ]
     return compared
+
+
+def _compare_pair(metric: Metric, a: ArmNumbers, b: ArmNumbers) -> Comparison:
+    """Compare two arms; an interval ends where the metric does."""
+    found = compare(
+        metric.values(a),
+        metric.values(b),
+        binary=metric.binary,
+        higher_is_better=metric.higher_is_better,
+    )
+    if found.lo is None or found.hi is None:
+        return found
+    return replace(found, lo=max(found.lo, -metric.most), hi=min(found.hi, metric.most))
 
 
 def compare_row(run_id: str, env: str, compared: Compared) -> dict[str, Any]:
@@ -281,6 +289,7 @@ def paired_rows(run_id: str, numbers: Mapping[str, ArmNumbers]) -> Iterable[dict
     """Yield the rows of paired.csv: one per pair of arms and seed that both finished."""
     for a, b in combinations(numbers, 2):
         left, right = numbers[a], numbers[b]
+        divergent = _first_by_seed(divergent_turns(left, right))
         for seed in sorted(left.success.keys() & right.success.keys()):
             success_a, success_b = _mean(left.success[seed]), _mean(right.success[seed])
             yield {
@@ -299,7 +308,7 @@ def paired_rows(run_id: str, numbers: Mapping[str, ArmNumbers]) -> Iterable[dict
                 "valid_b": _mean(right.valid[seed]),
                 "diff": success_b - success_a,
                 "flip": _flip(success_a, success_b),
-                "first_divergent_turn": _divergence(left, right, seed),
+                "first_divergent_turn": divergent.get(seed),
             }
 
 
@@ -313,11 +322,12 @@ def divergent_turns(left: ArmNumbers, right: ArmNumbers) -> list[tuple[int, int,
     return found
 
 
-def _divergence(left: ArmNumbers, right: ArmNumbers, seed: int) -> int | None:
-    """Return the earliest differing turn over the repetitions of a seed."""
-    shared = [key for key in left.traces.keys() & right.traces.keys() if key[0] == seed]
-    turns = [_first_difference(left.traces[key], right.traces[key]) for key in shared]
-    return min((turn for turn in turns if turn is not None), default=None)
+def _first_by_seed(divergent: Iterable[tuple[int, int, int]]) -> dict[int, int]:
+    """Return the earliest differing turn over the repetitions of every seed that has one."""
+    first: dict[int, int] = {}
+    for seed, _, turn in divergent:
+        first[seed] = min(turn, first.get(seed, turn))
+    return first
 
 
 def _first_difference(left: tuple[int, ...], right: tuple[int, ...]) -> int | None:

@@ -32,7 +32,9 @@ def verdict(compared: Compared) -> str:
 def _evidence(compared: Compared) -> list[str]:
     found, metric = compared.found, compared.metric
     facts = []
-    if found.lo is not None and found.hi is not None:
+    if found.lo == found.hi:
+        facts.append("the same in every pair, so no interval")
+    elif found.lo is not None and found.hi is not None:
         bounds = f"{_amount(metric, found.lo, unit=False)}..{_amount(metric, found.hi, unit=False)}"
         facts.append(f"{found.level:.0%} CI {bounds}".replace("%", " %"))
     if found.test is not None and found.p is not None:

@@ -104,7 +104,7 @@ def test_main_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--seeds", "20"])
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("| setting | policy | success [95 %] | return | turns |") == 2
-    assert len([line for line in lines if line.startswith("| key_door")]) == 6
+    assert len([line for line in lines if line.startswith("| key_door")]) == 4
     assert len([line for line in lines if "| remembering |" in line]) == len(MEMORY_SETTINGS)
 
 

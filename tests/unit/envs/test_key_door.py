@@ -159,10 +159,14 @@ def test_hidden_moves_leave_only_the_room() -> None:
     assert env.step("down")[0] == observation
 
 
-def test_a_bump_is_a_known_action_that_is_not_legal() -> None:
+def test_a_bump_is_legal_and_costs_the_turn() -> None:
     env = start()
-    assert env.legal_actions() == ("up", "down", "left", "interact")
-    assert env.all_actions() == ACTIONS == ("up", "down", "left", "right", "interact")
+    assert (
+        env.legal_actions()
+        == env.all_actions()
+        == ACTIONS
+        == ("up", "down", "left", "right", "interact")
+    )
     assert play_actions(env, "right") == [(0.0, False, False, "bump")]
     assert env.state()["turn"] == 1
 

@@ -9,7 +9,7 @@ import pytest
 from envs import NO_ACTION, EpisodeOver
 from envs.baselines import perfect, wilson
 from envs.games.tic_tac_toe import OPPONENTS, TicTacToe
-from envs.playing import Policy, oracle_policy, play, random_legal_policy
+from envs.playing import Policy, oracle_policy, play, random_policy
 
 SYSTEM_PROMPT = """\
 You play noughts and crosses and you are X; the other side is O. X opens. Whoever first has three \
@@ -172,8 +172,8 @@ def test_noise_goes_from_perfect_to_random() -> None:
     perfect_like = TicTacToe(opponent="noisy", epsilon=0.0)
     for seed in range(100):
         for noisy, pure in ((random_like, "random"), (perfect_like, "minimax")):
-            policy = random_legal_policy(random.Random(seed))
-            again = random_legal_policy(random.Random(seed))
+            policy = random_policy(random.Random(seed))
+            again = random_policy(random.Random(seed))
             assert play(noisy, seed, policy) == play(TicTacToe(opponent=pure), seed, again)
 
 
@@ -296,11 +296,11 @@ def test_the_oracle_does_not_know_the_luck() -> None:
 
 
 def test_anchor_random_player() -> None:
-    counted = outcomes(TicTacToe(), random_legal_policy(random.Random(0)), 3000)
+    counted = outcomes(TicTacToe(), random_policy(random.Random(0)), 3000)
     for outcome, anchor in (("win", 0.442), ("draw", 0.123), ("loss", 0.436)):
         low, high = wilson(counted[outcome], 3000)
         assert low < anchor < high
-    env, policy = TicTacToe(), random_legal_policy(random.Random(1))
+    env, policy = TicTacToe(), random_policy(random.Random(1))
     turns = [play(env, seed, policy).turns for seed in range(3000)]
     assert abs(sum(turns) / 3000 - 3.81) < 0.06
     assert max(turns) == 5
@@ -325,7 +325,7 @@ def test_anchor_perfect_player_never_loses_and_wins_less() -> None:
 @pytest.mark.parametrize("name", ["random", "perfect", "oracle"])
 def test_nobody_beats_the_minimax_opponent(name: str) -> None:
     players = {
-        "random": random_legal_policy(random.Random(0)),
+        "random": random_policy(random.Random(0)),
         "perfect": perfect,
         "oracle": oracle_policy,
     }
