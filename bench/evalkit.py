@@ -1,33 +1,36 @@
 """What the harness itself costs: 10-turn FULL_HISTORY episodes against an instant server.
 
-    python bench/evalkit.py [--episodes 2000] [-c 256] [--turns 10] [--delay-ms 0]
+    python bench/evalkit.py [--episodes 2000] [--turns 10] [--delay-ms 0] [--repeats 3]
 
-The full log is on (journal and trajectories, every call), in one process; the server is another
-process. Prints turns/s, CPU per turn of the client alone, and how much memory the concurrent
-episodes take: the peak while they play, less what the process held with one episode at a time.
+The full log is on (journal and trajectories, every call); the client is one process, the server
+another. Each measurement is a fresh process. Prints, as medians over the repeats, turns/s and CPU
+per turn of the client at 256 episodes at once, and what 1,000 episodes at once add to the peak of
+memory over the same episodes played one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # This file has the package's name: its own folder must not be searched before the installed one.
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
-from evalkit.config import RunConfig
-from evalkit.manifest import describe
-from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all
-from evalkit.record.rundir import RunDir
-from evalkit.run import env_factory, open_arms, run_async
+from evalkit.config import RunConfig  # noqa: E402
+from evalkit.manifest import describe  # noqa: E402
+from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all  # noqa: E402
+from evalkit.record.rundir import RunDir  # noqa: E402
+from evalkit.run import env_factory, open_arms, run_async  # noqa: E402
 
 
 @contextmanager
@@ -66,45 +69,59 @@ async def play_once(url: str, out: Path, *, episodes: int, turns: int, concurren
     return tally.turns
 
 
-def peak_mb() -> float:
-    """Return the most memory that this process has held, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def child(url: str, episodes: int, turns: int, concurrency: int) -> None:
+    """Play once in this process and print what it took as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_async(play_once(url, Path(folder), episodes=20, turns=turns, concurrency=1))
+        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        played = run_async(
+            play_once(url, Path(folder), episodes=episodes, turns=turns, concurrency=concurrency)
+        )
+        wall_s, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures = {
+        "turns_per_s": played / wall_s,
+        "cpu_ms_per_turn": 1000 * cpu_s / played,
+        "peak_mb": after.ru_maxrss / 1024,
+    }
+    print(json.dumps(figures))
 
 
-def cpu_s() -> float:
-    """Return the CPU time of this process, user and system, in seconds."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def measure(url: str, typed: argparse.Namespace, concurrency: int) -> dict[str, float]:
+    """Play in fresh processes; return the median of every figure."""
+    task = (url, str(typed.episodes), str(typed.turns), str(concurrency))
+    runs: list[dict[str, float]] = []
+    for _ in range(typed.repeats):
+        ran = subprocess.run(
+            [sys.executable, str(HERE / "evalkit.py"), "--child", *task],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        runs.append(json.loads(ran.stdout))
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def main() -> None:
     """Time it and print one line per figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    if sys.argv[1:2] == ["--child"]:
+        url, *numbers = sys.argv[2:]
+        child(url, *map(int, numbers))
+        return
+    parser = argparse.ArgumentParser(description="What the harness itself costs.")
     parser.add_argument("--episodes", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("-c", "--concurrency", type=int, default=256)
-    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="of the server, per call")
+    parser.add_argument("--repeats", type=int, default=3)
     typed = parser.parse_args()
-    with mock_server(typed.delay_ms) as url, tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        run_async(play_once(url, out, episodes=20, turns=typed.turns, concurrency=1))
-        memory_before, cpu_before, start = peak_mb(), cpu_s(), time.perf_counter()
-        turns = run_async(
-            play_once(
-                url,
-                out,
-                episodes=typed.episodes,
-                turns=typed.turns,
-                concurrency=typed.concurrency,
-            )
-        )
-        wall, cpu, memory = time.perf_counter() - start, cpu_s() - cpu_before, peak_mb()
-    print(f"turns                         {turns}")
-    print(f"turns/s                       {turns / wall:,.0f}")
-    print(f"CPU per turn                  {1000 * cpu / turns:.4f} ms")
-    print(f"peak memory                   {memory:.0f} MB")
-    growth = (memory - memory_before) * 1000 / typed.concurrency
-    print(f"memory per 1,000 concurrent   {growth:.1f} MB")
+    with mock_server(typed.delay_ms) as url:
+        busy, crowd, alone = (measure(url, typed, c) for c in (256, 1000, 1))
+    print(f"episodes of {typed.turns} turns, FULL_HISTORY, full log: {typed.episodes}")
+    print(f"turns/s, 256 at once                   {busy['turns_per_s']:10,.0f}")
+    print(f"CPU per turn, 256 at once              {busy['cpu_ms_per_turn']:10.4f} ms")
+    print(f"turns/s, 1,000 at once                 {crowd['turns_per_s']:10,.0f}")
+    print(f"peak memory, 1,000 at once             {crowd['peak_mb']:10.1f} MB")
+    print(f"memory per 1,000 concurrent episodes   {crowd['peak_mb'] - alone['peak_mb']:10.1f} MB")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import uvloop
 
 def _http(body: object) -> bytes:
     data = json.dumps(body).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
     return head.encode() + data
 
 
@@ -83,9 +85,7 @@ def _content_length(head: bytes) -> int:
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(
-        Mock, "127.0.0.1", port, backlog=4096
-    )
+    server = await asyncio.get_running_loop().create_server(Mock, "127.0.0.1", port, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
     await server.serve_forever()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +16,8 @@ from serve.testing import FakeEngine, Faults
 ACTIONS = [f"<action>{word}</action>" for word in ("up", "down", "left", "right", "interact")]
 
 
-async def _play(engine: FakeEngine, out: Path, **settings: object) -> Run:
-    task: dict[str, object] = {"env_args": {"max_turns": 6}, "seeds": "0:12", "concurrency": 4}
+async def _play(engine: FakeEngine, out: Path, **settings: Any) -> Run:
+    task: dict[str, Any] = {"env_args": {"max_turns": 6}, "seeds": "0:12", "concurrency": 4}
     return await evaluate_async(
         engine.base_url, "key_door", **{**task, "out": str(out), **settings}
     )

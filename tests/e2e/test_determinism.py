@@ -19,8 +19,8 @@ def _evalkit(*words: str | Path) -> str:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_concurrency_does_not_change_a_trajectory(vllm_url: str, tmp_path: Path) -> None:
-    task = ("--model", vllm_url, "--env", "key_door", "--env-arg", "size=3", "-n", "4")
-    task += ("--env-arg", "max_turns=5", "--temperature", "0.8", "--max-tokens", "16")
+    task = ["--model", vllm_url, "--env", "key_door", "--env-arg", "size=3", "-n", "4"]
+    task += ["--env-arg", "max_turns=5", "--temperature", "0.8", "--max-tokens", "16"]
     for concurrency in ("1", "8"):
         out = tmp_path / concurrency
         _evalkit(*task, "--strategy", "FULL_HISTORY", "-c", concurrency, "--out", out)
@@ -37,7 +37,7 @@ def test_turns_that_differ_are_named(tmp_path: Path) -> None:
     script.write_text("<action>up</action>\n<action>up</action>\n<action>left</action>\n")
     other = tmp_path / "other.txt"
     other.write_text("<action>up</action>\n<action>up</action>\n<action>right</action>\n")
-    task = ("--env", "key_door", "--env-arg", "max_turns=4", "-n", "3")
+    task = ["--env", "key_door", "--env-arg", "max_turns=4", "-n", "3"]
     for name, file in (("a", script), ("b", other)):
         _evalkit("--model", f"script:{file}", *task, "--out", tmp_path / name)
     (a,), (b,) = (tmp_path / "a").iterdir(), (tmp_path / "b").iterdir()
