@@ -2,7 +2,8 @@
 
     python bench/mock_server.py [--port 0] [--delay-ms 0]
 
-Prints its base URL when it listens.
+Prints its base URL when it listens. GET /stats tells how many completions it was asked for, and the
+seconds from the first to the last since the previous /stats.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
+from typing import ClassVar
 
 import uvloop
 
@@ -46,6 +49,8 @@ class Mock(asyncio.Protocol):
     """Answers every complete request on a connection, in order."""
 
     delay_s = 0.0
+    asked: ClassVar[list[float]] = []
+    """When each completion was asked for, since the last /stats."""
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -65,12 +70,22 @@ class Mock(asyncio.Protocol):
             if len(buffer) < size:
                 break
             buffer = buffer[size:]
-            self.answer(MODELS if head.startswith(b"get") else COMPLETION)
+            self.answer(self.read(head) if head.startswith(b"get") else COMPLETION)
         self.buffer = buffer
+
+    def read(self, head: bytes) -> bytes:
+        """Answer a GET; /stats starts the count anew."""
+        if b"/stats" not in head.partition(b"\r\n")[0]:
+            return MODELS
+        asked = Mock.asked[:]
+        Mock.asked.clear()
+        return _http({"requests": len(asked), "active_s": asked[-1] - asked[0] if asked else 0.0})
 
     def answer(self, response: bytes) -> None:
         """Write now, or after the delay."""
-        if not self.delay_s:
+        if response is COMPLETION:
+            self.asked.append(time.perf_counter())
+        if not self.delay_s or response is not COMPLETION:
             self.transport.write(response)
         else:
             asyncio.get_running_loop().call_later(self.delay_s, self.transport.write, response)
