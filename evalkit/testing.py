@@ -1,15 +1,21 @@
 """Stands in for models, servers and time, in tests of evalkit and of what is built on it.
 
-Lives here: fakes of the ports `Policy` and `Transport`, and a clock. They are deterministic, open
-no connection and never sleep. Must not know pytest.
+Lives here: fakes of the ports `Policy` and `Transport`, a clock, and an OpenAI-compatible server on
+the loopback interface. None of them sleeps or draws chance of its own. Must not know pytest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable, Mapping
-from typing import Self
+from contextlib import suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+import orjson
 
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.transport import ExtraHeaders, Response
@@ -92,6 +98,98 @@ class FakeTransport:
         if isinstance(said, Exception):
             raise said
         return said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """One request as a `FakeServer` saw it; header names are lower-case."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+
+
+Said = tuple[int, object]
+"""Status and JSON body of an answer; bytes are sent as they are."""
+
+
+class FakeServer:
+    """An OpenAI-compatible server on a port of the loopback interface, in a thread of its own.
+
+    `chat` answers a chat request's body with a text, or with a status and a body. `models` is what
+    GET /v1/models says, and may be set anew: the data of the list, or a status and a body.
+    """
+
+    def __init__(
+        self,
+        chat: Callable[[dict[str, Any]], str | Said],
+        models: list[dict[str, Any]] | Said | None = None,
+    ) -> None:
+        self._chat = chat
+        self.models = [{"id": "fake"}] if models is None else models
+        self.received: list[Received] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                self._send(*server._listed(self.path))
+
+            def do_POST(self) -> None:
+                length = int(self.headers["content-length"])
+                body = self.rfile.read(length)
+                self._send(*server._answered(self.path, dict(self.headers), body))
+
+            def _send(self, status: int, said: object) -> None:
+                body = said if isinstance(said, bytes) else orjson.dumps(said)
+                with suppress(ConnectionError):  # the client has gone
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Say nothing."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a path."""
+        return f"http://127.0.0.1:{self._http.server_port}"
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """The bodies of the chat requests so far."""
+        return [request.body for request in self.received if request.body]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def _listed(self, path: str) -> Said:
+        if path != "/v1/models":
+            return 404, {"error": {"message": f"no route {path}"}}
+        return self.models if isinstance(self.models, tuple) else (200, {"data": self.models})
+
+    def _answered(self, path: str, headers: Mapping[str, str], body: bytes) -> Said:
+        lowered = {name.lower(): value for name, value in headers.items()}
+        request = Received(path=path, headers=lowered, body=orjson.loads(body))
+        self.received.append(request)
+        said = self._chat(request.body)
+        if not isinstance(said, str):
+            return said
+        choice = {"index": 0, "message": {"content": said}, "finish_reason": "stop"}
+        return 200, {"model": request.body["model"], "choices": [choice]}
 
 
 class FakeClock:

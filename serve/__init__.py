@@ -1,1 +1,1 @@
-"""Trained checkpoints behind an OpenAI-compatible endpoint. Knows no env and imports nothing of ours."""
+"""Checkpoints behind an OpenAI-compatible endpoint. Knows no env, imports nothing of ours."""

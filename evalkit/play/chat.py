@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -23,6 +23,8 @@ from evalkit.play.transport import (
     ResponseTimeout,
     Transport,
 )
+
+T = TypeVar("T")
 
 OVERFLOW_MARKS = (
     "context length",
@@ -133,12 +135,12 @@ def read_completion(response: Response, attempts: int) -> Completion:
         return Completion(
             text=_text(message.get("content")),
             reasoning=_text(message.get("reasoning") or message.get("reasoning_content")) or None,
-            finish_reason=choice.get("finish_reason"),
+            finish_reason=_of(str, choice.get("finish_reason")),
             refusal=bool(message.get("refusal")),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
-            cached_tokens=details.get("cached_tokens"),
-            model=raw.get("model"),
+            prompt_tokens=_of(int, usage.get("prompt_tokens")),
+            completion_tokens=_of(int, usage.get("completion_tokens")),
+            cached_tokens=_of(int, details.get("cached_tokens")),
+            model=_of(str, raw.get("model")),
             policy_version=response.headers.get("x-policy-version"),
             elapsed_s=response.elapsed_s,
             attempts=attempts,
@@ -195,6 +197,11 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "".join(part.get("text", "") for part in value if isinstance(part, dict))
     raise TypeError(f"content is {type(value).__name__}")
+
+
+def _of(kind: type[T], value: object) -> T | None:
+    """Return `value` where it is what a server should say there; None for anything else."""
+    return value if isinstance(value, kind) else None
 
 
 def _seconds(value: str | None) -> float | None:

@@ -66,6 +66,11 @@ async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     models, version = await probe(spec.target, headers, wait_s=config.wait_s)
     name, max_model_len = choose_model(spec, models)
+    if max_model_len is not None and (config.max_tokens or 0) >= max_model_len:
+        raise BadConfig(
+            f"max_tokens {config.max_tokens} leaves no room for a prompt: "
+            f"{name} at {spec.target} takes {max_model_len} tokens in all"
+        )
     limits = RetryLimits(attempts=config.attempts, wait_s=config.wait_s, timeout_s=config.timeout_s)
     patience = Patience(limits)
     sampling = Sampling(

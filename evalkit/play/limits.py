@@ -77,6 +77,8 @@ class Patience:
     def _give_up(self, failure: CallFailed, counted: int, now: float, since: float) -> None:
         """Raise unless `failure` may be tried again."""
         kind = failure.failure
+        if failure.status and kind is not Failure.UNAVAILABLE:
+            self.away_since = None  # it answered
         if kind is Failure.UNAVAILABLE:
             self._note_absence(failure, now)
         elif kind in BUSY:

@@ -9,9 +9,7 @@ from envs import NO_ACTION, ParseKind, TextEnv
 from evalkit.play.policy import Completion
 from evalkit.record.trajectory import Outcome
 
-_BLOCK = re.compile(r"<(think|thinking)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
-_OPEN = re.compile(r"<(?:think|thinking)>", re.IGNORECASE)
-_CLOSE = re.compile(r"</(?:think|thinking)>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _KINDS = {
     ParseKind.OK: Outcome.OK,
     ParseKind.MULTI_ACTION: Outcome.MULTI_ACTION,
@@ -58,20 +56,26 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
 
     Reasoning is what stands in `<think>..</think>`, what follows a `<think>` that is never
     closed, and what precedes a `</think>` that was never opened (templates open it in the prompt).
+    Takes time in proportion to the text, whatever a model repeats in it.
     """
-    if "think" not in text and "THINK" not in text and "Think" not in text:
+    if "think" not in text.lower():
         return text, None
     thoughts: list[str] = []
-    stray = _CLOSE.search(text)
-    first = _OPEN.search(text)
-    if stray is not None and (first is None or stray.start() < first.start()):
-        thoughts.append(text[: stray.start()])
-        text = text[stray.end() :]
-    thoughts += [block[2] for block in _BLOCK.finditer(text)]
-    text = _BLOCK.sub("", text)
-    unclosed = _OPEN.search(text)
-    if unclosed is not None:
-        thoughts.append(text[unclosed.end() :])
-        text = text[: unclosed.start()]
+    shown: list[str] = []
+    inside, at = False, 0
+    for tag in _TAG.finditer(text):
+        closes = bool(tag[1])
+        if inside and not closes:
+            continue  # an opening within reasoning is a part of it
+        piece = text[at : tag.start()]
+        if inside:
+            thoughts.append(piece)
+        elif closes:
+            thoughts.append("".join([*shown, piece]))
+            shown.clear()
+        else:
+            shown.append(piece)
+        inside, at = not closes, tag.end()
+    (thoughts if inside else shown).append(text[at:])
     joined = "\n".join(thought.strip() for thought in thoughts)
-    return text, joined if thoughts else None
+    return "".join(shown), joined if thoughts else None

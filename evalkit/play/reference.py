@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -28,7 +29,7 @@ async def references(
     """Return the references by name: "random" and "oracle".
 
     Raises:
-        RunFailed: the env broke under one of them.
+        RunFailed: the env broke under one of them on every seed.
 
     """
     folder = cache or user_cache_path("palaestra") / "references"
@@ -38,7 +39,8 @@ async def references(
     if known is None:
         policies: dict[str, Policy] = {"random": RandomPolicy(), "oracle": OraclePolicy()}
         known = {name: await _measure(name, p, make_env, seeds) for name, p in policies.items()}
-        save_references(file, known)
+        with suppress(OSError):  # a cache that cannot be written costs time, not results
+            save_references(file, known)
     return known
 
 
@@ -47,13 +49,13 @@ async def _measure(
 ) -> Reference:
     arm = Arm(name=name, policy=policy, strategy=NoHistory(), make_env=make_env, run_id="reference")
     played = [await play(arm, Key(env_seed=seed, repetition=0, arm=name)) for seed in seeds]
-    broken = next((trajectory for trajectory in played if not trajectory.scored), None)
-    if broken is not None:
-        raise RunFailed(f"the env broke under the {name} policy: {broken.failure_message}")
+    scored = [trajectory for trajectory in played if trajectory.scored]
+    if not scored:
+        raise RunFailed(f"the env broke under the {name} policy: {played[0].failure_message}")
     return Reference(
         policy=name,
-        n_episodes=len(played),
-        successes=sum(trajectory.success for trajectory in played),
-        return_mean=sum(trajectory.return_ for trajectory in played) / len(played),
-        turns_mean=sum(len(trajectory.turns) for trajectory in played) / len(played),
+        n_episodes=len(scored),
+        successes=sum(trajectory.success for trajectory in scored),
+        return_mean=sum(trajectory.return_ for trajectory in scored) / len(scored),
+        turns_mean=sum(len(trajectory.turns) for trajectory in scored) / len(scored),
     )

@@ -5,11 +5,13 @@ Evaluation and training both play through `play`. It knows no HTTP, no files and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from envs import NO_ACTION, TextEnv, env_id
+from envs.base import Info
 from evalkit.errors import CallFailed, ContextOverflow, Failure
 from evalkit.play.parsing import Reading, read
 from evalkit.play.policy import Ask, Completion, Policy, request_seed
@@ -71,17 +73,35 @@ class _Rollout:
         except ContextOverflow as overflow:
             return self.overflowed(overflow)
         except CallFailed as failure:
-            return self.ended(StopReason.INFRA_ERROR, failure.failure, str(failure))
+            broken = failure.failure is Failure.ENV_BUG
+            stop = StopReason.ENV_ERROR if broken else StopReason.INFRA_ERROR
+            return self.ended(stop, failure.failure, str(failure))
         except EnvRaised as raised:
-            return self.ended(StopReason.ENV_ERROR, Failure.ENV_BUG, repr(raised.__cause__))
-        return self.ended(stop)
+            return self.broken(raised)
+        return self.judged(stop)
 
     def overflowed(self, overflow: ContextOverflow) -> Trajectory:
         """Return the record of an episode whose history outgrew the model's context."""
         try:
-            return self.ended(StopReason.CONTEXT_OVERFLOW, overflow.failure, str(overflow))
+            left = self.forfeit()
         except EnvRaised as raised:
-            return self.ended(StopReason.ENV_ERROR, Failure.ENV_BUG, repr(raised.__cause__))
+            return self.broken(raised)
+        return self.ended(
+            StopReason.CONTEXT_OVERFLOW, overflow.failure, str(overflow), forfeited=left
+        )
+
+    def broken(self, raised: EnvRaised) -> Trajectory:
+        """Return the record of an episode whose env broke its contract."""
+        return self.ended(StopReason.ENV_ERROR, Failure.ENV_BUG, repr(raised.__cause__))
+
+    def judged(self, stop: StopReason) -> Trajectory:
+        """Return the record of an episode that came to its end, with the env's verdict."""
+        try:
+            with env_contract():
+                success = bool(self.env.success)
+        except EnvRaised as raised:
+            return self.broken(raised)
+        return self.ended(stop, success=success)
 
     def start(self) -> None:
         """Reset the env and begin its history."""
@@ -126,6 +146,10 @@ class _Rollout:
         with env_contract():
             reading = read(completion, self.env)
             shown, reward, terminated, truncated, info = self.env.step(reading.action)
+            reward, event, error = _checked(shown, reward, info)
+            over = terminated or truncated
+            if not over and ask.turn + 1 >= self.env.max_turns:
+                raise RuntimeError(f"not over after max_turns = {self.env.max_turns} turns")
         reply = completion.text if self.arm.keep_reasoning else reading.visible
         self.history = self.history.update(self.observation, reply, reading.action or None)
         illegal = bool(info.get("illegal")) or not reading.action
@@ -138,9 +162,9 @@ class _Rollout:
                 action=reading.action or None,
                 outcome=_outcome(reading, illegal=illegal),
                 valid=not illegal,
-                reward=float(reward),
-                event=info.get("event"),
-                error=info.get("error"),
+                reward=reward,
+                event=event,
+                error=error,
                 memory=self.history.last_memory,
                 finish_reason=completion.finish_reason,
                 prompt_tokens=completion.prompt_tokens,
@@ -156,19 +180,21 @@ class _Rollout:
         return StopReason.TRUNCATED if truncated else None
 
     def ended(
-        self, stop: StopReason, failure: Failure | None = None, message: str | None = None
+        self,
+        stop: StopReason,
+        failure: Failure | None = None,
+        message: str | None = None,
+        *,
+        success: bool = False,
+        forfeited: float = 0.0,
     ) -> Trajectory:
         """Return the record."""
-        played = stop in {StopReason.TERMINATED, StopReason.TRUNCATED}
-        return_ = sum(turn.reward for turn in self.turns)
-        if stop is StopReason.CONTEXT_OVERFLOW:
-            return_ += self.forfeit()
         return Trajectory(
             key=self.key,
             turns=tuple(self.turns),
             final_observation=self.observation,
-            success=played and self.env.success,
-            return_=return_,
+            success=success,
+            return_=sum(turn.reward for turn in self.turns) + forfeited,
             optimal_turns=self.optimal_turns,
             stop_reason=stop,
             failure=failure,
@@ -180,13 +206,14 @@ class _Rollout:
 
         So an episode that outgrew the context returns what any other unfinished one returns.
         """
-        total, over = 0.0, False
+        total = 0.0
         with env_contract():
-            while not over:
-                _, reward, terminated, truncated, _ = self.env.step(NO_ACTION)
-                total += float(reward)
-                over = terminated or truncated
-        return total
+            for _ in range(len(self.turns), self.env.max_turns):
+                shown, reward, terminated, truncated, info = self.env.step(NO_ACTION)
+                total += _checked(shown, reward, info)[0]
+                if terminated or truncated:
+                    return total
+            raise RuntimeError(f"not over after max_turns = {self.env.max_turns} turns")
 
 
 @contextmanager
@@ -200,6 +227,17 @@ def env_contract() -> Iterator[None]:
         yield
     except Exception as error:
         raise EnvRaised from error
+
+
+def _checked(shown: object, reward: object, info: Info) -> tuple[float, str | None, str | None]:
+    """Return (reward, event, error) as the record keeps them; raise for what it cannot keep."""
+    if not isinstance(shown, str):
+        raise TypeError(f"expected a text as observation, not {shown!r}")
+    value = float(reward)  # type: ignore[arg-type]  # it raises for what is no number
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite reward, not {reward!r}")
+    event, error = info.get("event"), info.get("error")
+    return value, event and str(event), error and str(error)
 
 
 def _outcome(reading: Reading, *, illegal: bool) -> Outcome:

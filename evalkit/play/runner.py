@@ -117,13 +117,13 @@ async def play_all(
         EvalkitError: something that concerns the whole run; what was played until then is kept.
 
     """
-    trajectories = TrajectoryFile(rundir.trajectories_path)
     with Appender(rundir.journal_path) as journal, Appender(rundir.trajectories_path) as file:
+        trajectories = TrajectoryFile(rundir.trajectories_path)
         _count_finished(trajectories, tally)
         recorded = _recorded(rundir, arms, trajectories)
         by_name = {arm.name: _journaled(arm, journal, recorded, tally) for arm in arms}
         todo = (key for key in keys if key not in trajectories.scored)
-        gate = _FirstAnswer()
+        gate = _FirstAnswer({key.arm for key in trajectories.scored})
 
         async def worker() -> None:
             for key in todo:
@@ -159,17 +159,20 @@ def rare_collections() -> Iterator[None]:
 
 
 class _FirstAnswer:
-    """Tells a request that no server would take from one bad episode."""
+    """Tells a request that a server takes from no episode of an arm from one bad episode."""
 
-    def __init__(self) -> None:
-        self.answered = False
+    def __init__(self, answered: set[str]) -> None:
+        self.answered = answered
+        """Arms that got an answer, in this session or before."""
 
     def check(self, trajectory: Trajectory) -> None:
         """Raise when the first thing a server said to a whole arm is that it refuses."""
-        refused = trajectory.failure is Failure.REFUSED
-        if not self.answered and refused and not trajectory.turns:
-            raise BadConfig(f"the server refuses the request: {trajectory.failure_message}")
-        self.answered = self.answered or bool(trajectory.turns)
+        arm, refused = trajectory.key.arm, trajectory.failure is Failure.REFUSED
+        if arm not in self.answered and refused and not trajectory.turns:
+            message = f"{arm}: the server refuses the request: {trajectory.failure_message}"
+            raise BadConfig(message)
+        if trajectory.turns:
+            self.answered.add(arm)
 
 
 def _count_finished(trajectories: TrajectoryFile, tally: Tally) -> None:

@@ -21,7 +21,8 @@ from envs import TextEnv
 from evalkit.errors import RunFailed
 from evalkit.record.trajectory import Memory
 
-PAD = re.compile(r"<scratchpad>(.*?)</scratchpad>", re.DOTALL | re.IGNORECASE)
+PAD_OPEN = re.compile("<scratchpad>", re.IGNORECASE)
+PAD_CLOSE = re.compile("</scratchpad>", re.IGNORECASE)
 PAD_CHARS = 2000
 
 
@@ -225,10 +226,11 @@ class _Notes(History):
         return (self.system, Message("user", _with_notes("Your notes", self.pad, observation)))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:  # noqa: ARG002
-        found = PAD.search(reply)
-        if found is None:
+        opened = PAD_OPEN.search(reply)
+        closed = PAD_CLOSE.search(reply, opened.end()) if opened else None
+        if opened is None or closed is None:
             return replace(self, last_memory=Memory.MISSING)
-        pad = found[1].strip()
+        pad = reply[opened.end() : closed.start()].strip()
         if len(pad) > self.max_chars:
             return replace(self, pad=pad[: self.max_chars], last_memory=Memory.OVERFLOW)
         return replace(self, pad=pad, last_memory=Memory.REPLACED)
@@ -292,10 +294,8 @@ class _Digest(History):
     recent: Messages
 
     def messages(self, observation: str) -> Messages:
-        if len(self.lines) <= self.keep:
-            return (self.system, *self.recent, Message("user", observation))
-        earlier = Message("user", f"Earlier turns:\n{self.notes}")
-        return (self.system, earlier, *self.recent, Message("user", observation))
+        shown = _with_notes("Earlier turns", self.notes, observation)
+        return (self.system, *self.recent, Message("user", shown))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:
         line = f"{len(self.lines) + 1}. {_begin(observation)} You: {action or 'no action'}."
@@ -331,11 +331,13 @@ def parse_strategy(text: str) -> Strategy:
         if not equals:
             name, value = next(iter(known), ""), part
         name, value = name.strip(), value.strip()
+        if name in values:
+            raise ValueError(f"{cls.name}: {name} is given twice")
         if name not in known:
             raise ValueError(
                 f"{cls.name} takes {', '.join(known) or 'no parameters'}, not {part!r}"
             )
-        values[name] = int(value) if value.lstrip("-").isdigit() else value
+        values[name] = int(value) if re.fullmatch("-?[0-9]{1,9}", value) else value
         if isinstance(known[name].default, int) and not isinstance(values[name], int):
             raise ValueError(f"{cls.name}({name}) is a whole number, not {value!r}")
     return cls(**values)

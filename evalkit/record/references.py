@@ -15,7 +15,7 @@ FORMAT = "reference/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What a baseline scores on the seeds of a run, each played once."""
+    """What a baseline scores on the seeds of a run, each played once; only where the env held."""
 
     policy: str
     n_episodes: int

@@ -32,9 +32,11 @@ def verdict(compared: Compared) -> str:
 def _evidence(compared: Compared) -> list[str]:
     found, metric = compared.found, compared.metric
     facts = []
-    if found.lo == found.hi:
+    if found.lo is None or found.hi is None:
+        facts.append("too few pairs for an interval")
+    elif found.lo == found.hi:
         facts.append("the same in every pair, so no interval")
-    elif found.lo is not None and found.hi is not None:
+    else:
         bounds = f"{_amount(metric, found.lo, unit=False)}..{_amount(metric, found.hi, unit=False)}"
         facts.append(f"{found.level:.0%} CI {bounds}".replace("%", " %"))
     if found.test is not None and found.p is not None:

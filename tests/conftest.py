@@ -1,0 +1,70 @@
+"""Fixtures for the whole test session: one real vLLM, started by the first test that asks."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.config import EngineConfig
+from serve.engine.command import Command, detect, vllm_command
+from serve.engine.launch import LaunchedEngine, free_port
+from serve.models import pull
+
+VLLM_MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def pulled_model() -> Path:
+    """The folder of a real checkpoint, made on the first use on this machine."""
+    return pull(VLLM_MODEL, lambda step: print(step, file=sys.stderr))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(
+    pulled_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LaunchedEngine]:
+    """Real vLLM serving the pulled checkpoint, for the whole session."""
+    config = EngineConfig(
+        checkpoint=pulled_model, model=VLLM_MODEL, port=free_port("127.0.0.1"), max_model_len=4096
+    )
+    engine = LaunchedEngine(
+        vllm_command(config, detect()),
+        model=VLLM_MODEL,
+        port=config.port,
+        log=tmp_path_factory.mktemp("vllm") / "vllm.log",
+    )
+    with asyncio.Runner() as runner:
+        yield from _running(runner, engine)
+
+
+@pytest.fixture(scope="session")
+def vllm_url(vllm_engine: LaunchedEngine) -> str:
+    """OpenAI base URL of the session's vLLM, `http://HOST:PORT/v1`."""
+    return vllm_engine.base_url
+
+
+@pytest.fixture(scope="session")
+def fake_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedEngine]:
+    """A FakeEngine in a process of its own, for the whole session."""
+    port = free_port("127.0.0.1")
+    replies = [f"--reply=<action>move {way}</action> for reason {way}" for way in ("up", "down")]
+    argv = [sys.executable, "-m", "serve.testing", "--port", str(port), "--max-model-len", "4096"]
+    engine = LaunchedEngine(
+        Command(argv=(*argv, *replies)),
+        model="fake",
+        port=port,
+        log=tmp_path_factory.mktemp("fake") / "fake.log",
+    )
+    with asyncio.Runner() as runner:
+        yield from _running(runner, engine)
+
+
+def _running(runner: asyncio.Runner, engine: LaunchedEngine) -> Iterator[LaunchedEngine]:
+    runner.run(engine.start())
+    try:
+        runner.run(engine.wait_ready(timeout_s=300))
+        yield engine
+    finally:
+        runner.run(engine.stop())
