@@ -28,7 +28,8 @@ from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.tables import read_csv
 from evalkit.record.trajectory import Trajectory
 from evalkit.show.progress import progress
-from evalkit.show.report import Report, make_report, write_tables
+from evalkit.show.report import Report, make_report, write_report
+from evalkit.show.summary import gather
 
 T = TypeVar("T")
 
@@ -177,7 +178,7 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
             ]
     config = RunConfig.read(manifests[0]["config"], str(paths[0]))
     standards = run_async(references(env_factory(config), config.seeds))
-    return make_report(played, known, standards)
+    return make_report(gather(played, known), known, standards)
 
 
 async def carry_out(
@@ -208,9 +209,7 @@ async def carry_out(
             say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
         raise
     known = await references(make_env, config.seeds)
-    played = TrajectoryFile(rundir.trajectories_path)
-    report = make_report(played, identities(manifest), known)
-    write_tables(rundir, report)
+    report = write_report(rundir, identities(manifest), known)
     rundir.write_manifest({**manifest, "finished_at": now()})
     return Run(rundir.path, report)
 

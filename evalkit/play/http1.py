@@ -95,8 +95,8 @@ class Reply(NamedTuple):
 class Connection(asyncio.Protocol):
     """One keep-alive connection, which carries one request at a time.
 
-    It is in `alive` from its opening to its end, and in `idle` while it may take a request: the
-    moment the server closes it or says anything unasked, it is not.
+    It is in `alive` from `join` to its end, and in `idle` while it may take a request: the moment
+    the server closes it or says anything unasked, it is not.
     """
 
     __slots__ = ("_alive", "_ended", "_idle", "_reader", "_socket", "deadline", "waiter")
@@ -118,6 +118,15 @@ class Connection(asyncio.Protocol):
         """Whether a part of the response under way, or of the one that failed, has come."""
         return self._reader.any_byte
 
+    def join(self) -> None:
+        """Count as alive.
+
+        Its maker calls this, not `connection_made`: where the making is cancelled in between,
+        uvloop never tells the end.
+        """
+        if not self._socket.is_closing():
+            self._alive.add(self)
+
     def send(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[Reply]:
         """Write a request; the future has its response, or one of these errors.
 
@@ -129,7 +138,10 @@ class Connection(asyncio.Protocol):
         self._reader.start()
         self.deadline = deadline
         self.waiter = waiter = asyncio.get_running_loop().create_future()
-        self._socket.writelines((head, body))
+        if self._socket.is_closing():  # it may have ended before it was first used
+            self.fail(ConnectionResetError("closed by the server"))
+        else:
+            self._socket.writelines((head, body))
         return waiter
 
     def fail(self, error: Exception) -> None:
@@ -148,9 +160,8 @@ class Connection(asyncio.Protocol):
             await self._ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the living."""
+        """Take the socket."""
         self._socket = cast(asyncio.Transport, transport)
-        self._alive.add(self)
         # A completion may take minutes in which no byte goes either way. Probes keep routers from
         # forgetting the connection, and tell where the other end is gone without a word.
         wire = transport.get_extra_info("socket")

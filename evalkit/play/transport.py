@@ -273,7 +273,7 @@ class Http1Transport(_Client):
             self._sweep_by(earliest)
 
     async def _connect(self, deadline: float) -> http1.Connection:
-        budget_s = min(self._connect_timeout_s, deadline - monotonic())
+        budget_s = max(0.0, min(self._connect_timeout_s, deadline - monotonic()))
         try:
             async with asyncio.timeout(budget_s):
                 connection = await self._dial()
@@ -301,6 +301,7 @@ class Http1Transport(_Client):
             except OSError as error:
                 errors.append(error)
             else:
+                connection.join()
                 return connection
         self._addresses_until = 0.0
         refused = all(isinstance(error, ConnectionRefusedError) for error in errors)

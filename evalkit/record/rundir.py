@@ -12,7 +12,8 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 import orjson
 
@@ -21,6 +22,8 @@ from evalkit.record.journal import Appender, read_lines
 from evalkit.record.trajectory import Key, Trajectory
 
 MANIFEST_FORMAT = "run/1"
+Raised = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
+"""What `__exit__` is told."""
 
 
 class RunDir:
@@ -138,18 +141,32 @@ class TrajectoryFile:
             self.unscored[trajectory.key] = offset
 
 
+class WholeFile:
+    """A file that is either the old one or the new one, never a part: a temporary until the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> IO[bytes]:
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        self._temporary = Path(name)
+        self._file = os.fdopen(handle, "wb")
+        return self._file
+
+    def __exit__(self, *raised: *Raised) -> None:
+        try:
+            self._file.close()
+            if raised[0] is None:
+                self._temporary.chmod(0o644)
+                self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a file, all or nothing."""
+    with WholeFile(path) as file:
+        file.write(data)
 
 
 def _claim(out: Path, run_id: str) -> Path:

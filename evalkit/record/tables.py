@@ -11,9 +11,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from evalkit.record.rundir import write_whole
+from evalkit.record.rundir import Raised, WholeFile
 from evalkit.record.trajectory import Outcome, Trajectory
 
 EPISODES = (
@@ -27,19 +27,37 @@ TURNS = (
 ).split()
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table, all or nothing. None is an empty cell; a column that a row lacks is an error.
+class Table:
+    """A CSV that is being written, row by row; it takes its place when the block ends well.
 
-    Raises:
-        KeyError: a row lacks a column.
-
+    None is an empty cell. `add` raises KeyError for a row that lacks a column.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([_cell(row[column]) for column in columns])
-    write_whole(path, text.getvalue().encode())
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._whole = WholeFile(path)
+        self._columns = columns
+
+    def __enter__(self) -> Self:
+        self._text = io.TextIOWrapper(self._whole.__enter__(), "utf-8", newline="")
+        self._writer = csv.writer(self._text)
+        self._writer.writerow(self._columns)
+        return self
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row."""
+        self._writer.writerow([_cell(row[column]) for column in self._columns])
+
+    def __exit__(self, *raised: *Raised) -> None:
+        self._text.flush()
+        self._text.detach()
+        self._whole.__exit__(*raised)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table, all or nothing; see `Table`."""
+    with Table(path, columns) as table:
+        for row in rows:
+            table.add(row)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

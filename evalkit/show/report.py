@@ -13,7 +13,7 @@ from typing import Any
 from evalkit.record.journal import read_journal
 from evalkit.record.references import Reference
 from evalkit.record.rundir import RunDir, TrajectoryFile, write_whole
-from evalkit.record.tables import EPISODES, TURNS, episode_row, turn_rows, write_csv
+from evalkit.record.tables import EPISODES, TURNS, Table, episode_row, turn_rows, write_csv
 from evalkit.record.trajectory import Outcome
 from evalkit.show.summary import (
     COMPARE,
@@ -24,7 +24,6 @@ from evalkit.show.summary import (
     compare_arms,
     compare_row,
     divergent_turns,
-    gather,
     paired_rows,
     summary_row,
 )
@@ -59,12 +58,11 @@ class Report:
 
 
 def make_report(
-    trajectories: Iterable[Any],
+    numbers: Mapping[str, ArmNumbers],
     identities: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, Reference],
 ) -> Report:
-    """Work out what trajectories say; `identities` holds the known columns of each arm's row."""
-    numbers = gather(trajectories, identities)
+    """Work out what the arms' numbers say; `identities` holds the known columns of each row."""
     summary = [
         summary_row(identity, numbers[arm], references) for arm, identity in identities.items()
     ]
@@ -79,20 +77,27 @@ def make_report(
     )
 
 
-def write_tables(rundir: RunDir, report: Report) -> None:
-    """Write the CSVs of a run."""
-    file = TrajectoryFile(rundir.trajectories_path)
-    run_id = report.run_id
-    write_csv(
-        rundir.path / "episodes.csv", EPISODES, (episode_row(run_id, played) for played in file)
-    )
-    write_csv(
-        rundir.path / "turns.csv",
-        TURNS,
-        (row for played in file for row in turn_rows(run_id, played)),
-    )
+def write_report(
+    rundir: RunDir,
+    identities: Mapping[str, Mapping[str, Any]],
+    references: Mapping[str, Reference],
+) -> Report:
+    """Write every table of a finished run, reading its trajectories once, and report.md."""
+    run_id = next(iter(identities.values()))["run_id"]
+    numbers = {arm: ArmNumbers() for arm in identities}
+    with (
+        Table(rundir.path / "episodes.csv", EPISODES) as episodes,
+        Table(rundir.path / "turns.csv", TURNS) as turns,
+    ):
+        for played in TrajectoryFile(rundir.trajectories_path):
+            numbers[played.key.arm].add(played)
+            episodes.add(episode_row(run_id, played))
+            for row in turn_rows(run_id, played):
+                turns.add(row)
+    report = make_report(numbers, identities, references)
     write_csv(rundir.path / "performance.csv", PERFORMANCE, performance_rows(rundir, report))
     write_comparison(rundir.path, report)
+    return report
 
 
 def write_comparison(folder: Path, report: Report) -> None:

@@ -277,7 +277,7 @@ def test_a_response_that_does_not_come_has_a_name(
 ) -> None:
     async def scenario() -> None:
         async with serving(answer) as server:
-            timeout_s = 0.1 if error is ResponseTimeout else 20
+            timeout_s = 0.25 if error is ResponseTimeout else 20
             with pytest.raises(TransportError, match=re.escape(server.url)) as caught:
                 await ask(client, server, timeout_s=timeout_s, max_body_bytes=8_000)
             await server.forsaken()
@@ -294,7 +294,7 @@ def test_a_trickle_does_not_extend_the_deadline(client: Client) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         async with serving(Answer(head, "trickle")) as server:
             with pytest.raises(ResponseTimeout):
-                await ask(client, server, timeout_s=0.1)
+                await ask(client, server, timeout_s=0.25)
             await server.forsaken()
 
     client.run(scenario())

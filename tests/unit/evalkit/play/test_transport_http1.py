@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -176,6 +177,43 @@ def test_a_silent_connection_is_probed(client: Client) -> None:
             assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
             assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+    client.run(scenario())
+
+
+def test_a_connection_given_up_in_the_making_leaves_nothing(client: Client) -> None:
+    async def scenario() -> None:
+        async with serving(OK) as server, Http1Transport(server.url) as transport:
+            for microseconds in range(0, 1000, 50):
+                with suppress(ResponseTimeout):
+                    await post(transport, timeout_s=microseconds / 1e6)
+            assert await post(transport) == b"{}"
+
+    client.run(scenario())
+
+
+def test_a_server_that_hangs_up_at_once_is_noticed(client: Client) -> None:
+    async def scenario() -> None:
+        listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        async with listener, Http1Transport(f"http://127.0.0.1:{port}") as transport:
+            for _ in range(20):
+                with pytest.raises(ConnectionLost) as caught:
+                    await post(transport)
+                assert not caught.value.any_byte
+
+    client.run(scenario())
+
+
+def test_an_end_before_the_first_use_is_noticed(client: Client) -> None:
+    async def scenario() -> None:
+        async with serving(OK) as server, Http1Transport(server.url) as transport:
+            await post(transport)
+            connection, _ = transport._idle.popitem()
+            server.writers[0].close()
+            await until(lambda: not transport._alive)
+            with pytest.raises(ConnectionError):
+                await connection.send(b"", b"", 0)
 
     client.run(scenario())
 
