@@ -13,7 +13,7 @@ import orjson
 
 from envs import TextEnv, digest, env_id
 from evalkit.config import RunConfig
-from evalkit.play.connect import Connected
+from evalkit.play.connect import Connected, sampling
 from evalkit.play.rollout import Arm
 
 
@@ -40,7 +40,7 @@ def describe(
             "params": env.params,
         },
         "policy": own,
-        "arms": [_describe_arm(arm, config, connected) for arm in arms],
+        "arms": [_describe_arm(arm, config, connected, env) for arm in arms],
         "evalkit_version": _package_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -51,7 +51,7 @@ def describe(
 
 
 def _describe_arm(
-    arm: Arm, config: RunConfig, connected: Mapping[str, Connected]
+    arm: Arm, config: RunConfig, connected: Mapping[str, Connected], env: TextEnv
 ) -> dict[str, Any]:
     found = next(found for found in connected.values() if found.policy is arm.policy)
     return {
@@ -60,13 +60,17 @@ def _describe_arm(
         "guided": arm.guided,
         "host": found.host,
         **found.described(),
-        "request": {
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "max_tokens": config.max_tokens,
-            **config.extra_body,
-        },
+        "request": _request(arm, found.model, config, env),
     }
+
+
+def _request(arm: Arm, model: str, config: RunConfig, env: TextEnv) -> dict[str, Any]:
+    """Return the fields that every request of an arm carries beside messages and seed."""
+    fields = {"model": model, **sampling(config).fields()}
+    if arm.guided:
+        env.reset(seed=config.seeds[0])
+        fields["structured_outputs"] = {"regex": arm.strategy.answer_pattern(env)}
+    return fields
 
 
 def identities(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

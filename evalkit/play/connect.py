@@ -73,16 +73,10 @@ async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
         )
     limits = RetryLimits(attempts=config.attempts, wait_s=config.wait_s, timeout_s=config.timeout_s)
     patience = Patience(limits)
-    sampling = Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        extra_body=config.extra_body,
-    )
     policy = ChatPolicy(
         open_transport(spec.target, headers=headers),
         model=name,
-        sampling=sampling,
+        sampling=sampling(config),
         patience=patience,
     )
     return Connected(
@@ -93,6 +87,16 @@ async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
         server_version=version,
         max_model_len=max_model_len,
         patience=patience,
+    )
+
+
+def sampling(config: RunConfig) -> Sampling:
+    """Return how the config asks every model."""
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        extra_body=config.extra_body,
     )
 
 

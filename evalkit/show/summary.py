@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from evalkit.judge.compare import Comparison, Decision, compare, decide, normalised_score
-from evalkit.judge.intervals import clustered_mean, wilson_clustered
+from evalkit.judge.intervals import bca_bootstrap, clustered_mean, wilson_clustered
 from evalkit.judge.multiple import holm
 from evalkit.record.references import Reference
 from evalkit.record.trajectory import Memory, Outcome, StopReason, Trajectory
@@ -23,6 +23,7 @@ SUMMARY = (
     "format run_id arm model base_url_host model_fingerprint env env_version env_hash env_args "
     "strategy guided n_seeds k n_episodes n_ok n_error success_rate success_lo success_hi "
     "ci_method success_lo_worst success_hi_worst return_mean return_se_cluster return_lo return_hi "
+    "return_bca_lo return_bca_hi "
     "norm_score random_success oracle_success random_return oracle_return spl steps_mean "
     "oracle_steps_mean valid_action_rate parse_fail_rate illegal_rate truncated_token_rate "
     "truncated_step_rate ctx_overflow_rate scratchpad_missing_rate turns prompt_tokens "
@@ -192,12 +193,15 @@ def _return_columns(
     mean = clustered_mean(list(numbers.return_.values()))
     known = mean.n > 0
     several = mean.n_clusters > 1
+    bca = bca_bootstrap([_mean(values) for values in numbers.return_.values()]) if several else None
     random, oracle = references["random"].return_mean, references["oracle"].return_mean
     return {
         "return_mean": mean.mean if known else None,
         "return_se_cluster": mean.se if several else None,
         "return_lo": mean.lo if several else None,
         "return_hi": mean.hi if several else None,
+        "return_bca_lo": bca.lo if bca else None,
+        "return_bca_hi": bca.hi if bca else None,
         "norm_score": normalised_score(mean.mean, random, oracle) if known else None,
         "spl": _ratio(sum(numbers.efficiency), len(numbers.efficiency)),
     }
