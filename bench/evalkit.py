@@ -32,6 +32,8 @@ from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all  # noqa:
 from evalkit.record.rundir import RunDir  # noqa: E402
 from evalkit.run import env_factory, open_arms, run_async  # noqa: E402
 
+DISTINCT = f"{HERE / 'distinct_env.py'}:Distinct"
+
 
 @contextmanager
 def mock_server(delay_ms: float) -> Iterator[str]:
@@ -45,12 +47,14 @@ def mock_server(delay_ms: float) -> Iterator[str]:
             process.terminate()
 
 
-async def play_once(url: str, out: Path, *, episodes: int, turns: int, concurrency: int) -> int:
+async def play_once(
+    url: str, out: Path, *, env: str, episodes: int, turns: int, concurrency: int
+) -> int:
     """Play all episodes, with the full log; return the number of turns."""
     config = RunConfig.read(
         {
             "model": url,
-            "env": "key_door",
+            "env": env,
             "env_args": {"size": 6, "max_turns": turns},
             "strategy": "FULL_HISTORY",
             "seeds": f"0:{episodes}",
@@ -69,13 +73,14 @@ async def play_once(url: str, out: Path, *, episodes: int, turns: int, concurren
     return tally.turns
 
 
-def child(url: str, episodes: int, turns: int, concurrency: int) -> None:
+def child(url: str, env: str, episodes: int, turns: int, concurrency: int) -> None:
     """Play once in this process and print what it took as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        run_async(play_once(url, Path(folder), episodes=20, turns=turns, concurrency=1))
+        out = Path(folder)
+        run_async(play_once(url, out, env=env, episodes=20, turns=turns, concurrency=1))
         before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         played = run_async(
-            play_once(url, Path(folder), episodes=episodes, turns=turns, concurrency=concurrency)
+            play_once(url, out, env=env, episodes=episodes, turns=turns, concurrency=concurrency)
         )
         wall_s, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -87,9 +92,11 @@ def child(url: str, episodes: int, turns: int, concurrency: int) -> None:
     print(json.dumps(figures))
 
 
-def measure(url: str, typed: argparse.Namespace, concurrency: int) -> dict[str, float]:
+def measure(
+    url: str, typed: argparse.Namespace, concurrency: int, env: str = "key_door"
+) -> dict[str, float]:
     """Play in fresh processes; return the median of every figure."""
-    task = (url, str(typed.episodes), str(typed.turns), str(concurrency))
+    task = (url, env, str(typed.episodes), str(typed.turns), str(concurrency))
     runs: list[dict[str, float]] = []
     for _ in range(typed.repeats):
         ran = subprocess.run(
@@ -105,8 +112,8 @@ def measure(url: str, typed: argparse.Namespace, concurrency: int) -> dict[str, 
 def main() -> None:
     """Time it and print one line per figure."""
     if sys.argv[1:2] == ["--child"]:
-        url, *numbers = sys.argv[2:]
-        child(url, *map(int, numbers))
+        url, env, *numbers = sys.argv[2:]
+        child(url, env, *map(int, numbers))
         return
     parser = argparse.ArgumentParser(description="What the harness itself costs.")
     parser.add_argument("--episodes", type=int, default=2000)
@@ -116,12 +123,15 @@ def main() -> None:
     typed = parser.parse_args()
     with mock_server(typed.delay_ms) as url:
         busy, crowd, alone = (measure(url, typed, c) for c in (256, 1000, 1))
+        worst, worst_alone = (measure(url, typed, c, DISTINCT) for c in (1000, 1))
     print(f"episodes of {typed.turns} turns, FULL_HISTORY, full log: {typed.episodes}")
     print(f"turns/s, 256 at once                   {busy['turns_per_s']:10,.0f}")
     print(f"CPU per turn, 256 at once              {busy['cpu_ms_per_turn']:10.4f} ms")
     print(f"turns/s, 1,000 at once                 {crowd['turns_per_s']:10,.0f}")
     print(f"peak memory, 1,000 at once             {crowd['peak_mb']:10.1f} MB")
     print(f"memory per 1,000 concurrent episodes   {crowd['peak_mb'] - alone['peak_mb']:10.1f} MB")
+    growth = worst["peak_mb"] - worst_alone["peak_mb"]
+    print(f"  where no text is seen twice          {growth:10.1f} MB")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Self
 import orjson
 
 from evalkit.play.policy import Ask, Completion, Policy
-from evalkit.play.transport import ExtraHeaders, Response
+from evalkit.play.transport import Body, ExtraHeaders, Response
 
 Reply = str | Completion | Exception
 
@@ -64,14 +64,15 @@ class FakeTransport:
     async def post(
         self,
         path: str | bytes,  # noqa: ARG002 - the port's signature
-        body: bytes,
+        body: Body,
         headers: ExtraHeaders = b"",
         *,
         timeout_s: float,  # noqa: ARG002 - the port's signature
     ) -> Response:
         """Answer as the function says."""
-        self.posted.append((body, headers))
-        return self._said(body)
+        sent = body if isinstance(body, bytes) else body()
+        self.posted.append((sent, headers))
+        return self._said(sent)
 
     async def get(
         self,

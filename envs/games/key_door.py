@@ -305,7 +305,7 @@ class KeyDoor(TextEnv):
             here = KEY_HERE
         else:
             here = NOTHING_HERE
-        return f"{feedback}{room.where}{HANDS[self._has_key]}{here}{room.choices}"
+        return _observation(feedback, room.where, HANDS[self._has_key], here, room.choices)
 
     def _place(self, room: int) -> str:
         """Write a room's place as the player may know it."""
@@ -327,6 +327,12 @@ class KeyDoor(TextEnv):
             "right": f"column {last - columns} is the rightmost",
         }
         return ", ".join(text for way, text in lines.items() if way in known) or "none"
+
+
+@lru_cache(maxsize=4096)
+def _observation(*parts: str) -> str:
+    """Join the parts of an observation; the many episodes that see the same share one text."""
+    return "".join(parts)
 
 
 @lru_cache(maxsize=64)

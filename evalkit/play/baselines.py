@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
 
-from evalkit.errors import BadConfig, CallFailed, Failure
+from evalkit.errors import BadConfig
+from evalkit.play.contract import env_contract
 from evalkit.play.policy import Ask, Completion, Policy
 
 
@@ -20,7 +20,7 @@ class RandomPolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Draw an action."""
-        with env_asked():
+        with env_contract:
             action = random.Random(ask.seed).choice(ask.env.legal_actions())
         return Completion(text=ask.env.format_action(action))
 
@@ -30,21 +30,8 @@ class OraclePolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Ask the env."""
-        with env_asked():
+        with env_contract:
             return Completion(text=ask.env.format_action(ask.env.oracle()))
-
-
-@contextmanager
-def env_asked() -> Iterator[None]:
-    """Translate whatever an env raises when a policy looks into it.
-
-    Broad on purpose: envs are users' code, the block runs nothing else, and one broken episode
-    must not end the others.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise CallFailed(Failure.ENV_BUG, repr(error)) from error
 
 
 class NoopPolicy(Policy):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from sys import intern
 from typing import Any, TypeVar
 
 import orjson
@@ -71,12 +73,7 @@ class ChatPolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Answer `ask`, trying again within the limits of `Patience`."""
-        body = self.body(ask)
-
-        async def attempt(number: int) -> Completion:
-            return await self._attempt(ask, body, number)
-
-        return await self._patience.call(attempt)
+        return await self._patience.call(partial(self._attempt, ask))
 
     def body(self, ask: Ask) -> bytes:
         """Return the request's body: the same bytes for the same `ask`, whatever else goes on."""
@@ -96,14 +93,14 @@ class ChatPolicy(Policy):
             fields["structured_outputs"] = {"regex": pattern}
         return b"," + orjson.dumps(fields)[1:] if fields else b"}"
 
-    async def _attempt(self, ask: Ask, body: bytes, number: int) -> Completion:
-        request_id = ask.request_id if number == 1 else f"{ask.request_id}-try{number}"
-        headers = {"X-Session-ID": ask.session_id, "X-Request-ID": request_id}
+    async def _attempt(self, ask: Ask, number: int) -> Completion:
+        again = "" if number == 1 else f"-try{number}"
+        ids = f"X-Session-ID: {ask.session_id}\r\nX-Request-ID: {ask.request_id}{again}\r\n"
         try:
             response = await self._transport.post(
                 "/chat/completions",
-                body,
-                headers,
+                partial(self.body, ask),
+                ids.encode(),
                 timeout_s=self._patience.limits.timeout_s,
             )
         except ConnectFailed as error:
@@ -135,7 +132,7 @@ def read_completion(response: Response, attempts: int) -> Completion:
         return Completion(
             text=_text(message.get("content")),
             reasoning=_text(message.get("reasoning") or message.get("reasoning_content")) or None,
-            finish_reason=_of(str, choice.get("finish_reason")),
+            finish_reason=intern(_of(str, choice.get("finish_reason")) or "") or None,
             refusal=bool(message.get("refusal")),
             prompt_tokens=_of(int, usage.get("prompt_tokens")),
             completion_tokens=_of(int, usage.get("completion_tokens")),

@@ -24,6 +24,8 @@ class Ask:
     seed: int
     """Of this request: equal for equal (run seed, env, env seed, repetition, turn) in all arms."""
     messages: Messages
+    prompt: str
+    """Digest of the messages: names them byte for byte."""
     env: TextEnv
     """For baselines that look at the rules or the state; a served model never sees it."""
     pattern: str | None = None

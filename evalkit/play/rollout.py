@@ -6,13 +6,13 @@ Evaluation and training both play through `play`. It knows no HTTP, no files and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from envs import NO_ACTION, TextEnv, env_id
 from envs.base import Info
 from evalkit.errors import CallFailed, ContextOverflow, Failure
+from evalkit.play.contract import EnvRaised, env_contract
 from evalkit.play.parsing import Reading, read
 from evalkit.play.policy import Ask, Completion, Policy, request_seed
 from evalkit.play.strategies import History, Messages, Strategy, prompt_digest
@@ -33,10 +33,6 @@ class Arm:
     """Whether the server may only answer in the env's action format."""
     keep_reasoning: bool = False
     """Whether the history keeps a reply's reasoning."""
-
-
-class EnvRaised(Exception):
-    """The env broke its contract; carries what it raised as its cause."""
 
 
 def session_id(run_id: str, key: Key) -> str:
@@ -73,9 +69,7 @@ class _Rollout:
         except ContextOverflow as overflow:
             return self.overflowed(overflow)
         except CallFailed as failure:
-            broken = failure.failure is Failure.ENV_BUG
-            stop = StopReason.ENV_ERROR if broken else StopReason.INFRA_ERROR
-            return self.ended(stop, failure.failure, str(failure))
+            return self.ended(StopReason.INFRA_ERROR, failure.failure, str(failure))
         except EnvRaised as raised:
             return self.broken(raised)
         return self.judged(stop)
@@ -97,7 +91,7 @@ class _Rollout:
     def judged(self, stop: StopReason) -> Trajectory:
         """Return the record of an episode that came to its end, with the env's verdict."""
         try:
-            with env_contract():
+            with env_contract:
                 success = bool(self.env.success)
         except EnvRaised as raised:
             return self.broken(raised)
@@ -105,7 +99,7 @@ class _Rollout:
 
     def start(self) -> None:
         """Reset the env and begin its history."""
-        with env_contract():
+        with env_contract:
             self.observation, _ = self.env.reset(seed=self.key.env_seed)
             self.optimal_turns = self.env.optimal_turns()
             self.history = self.arm.strategy.start(self.env)
@@ -115,7 +109,7 @@ class _Rollout:
     async def ask(self) -> tuple[Ask, Completion]:
         """Put the observation to the policy; a history that does not fit may shrink."""
         while True:
-            with env_contract():
+            with env_contract:
                 messages = self.history.messages(self.observation)
             ask = self.question(messages)
             try:
@@ -137,13 +131,14 @@ class _Rollout:
             turn=turn,
             seed=seed,
             messages=messages,
+            prompt=prompt_digest(messages),
             env=self.env,
             pattern=self.pattern,
         )
 
     def act(self, ask: Ask, completion: Completion) -> StopReason | None:
         """Read the completion, take the env's step, remember both."""
-        with env_contract():
+        with env_contract:
             reading = read(completion, self.env)
             shown, reward, terminated, truncated, info = self.env.step(reading.action)
             reward, event, error = _checked(shown, reward, info)
@@ -170,7 +165,7 @@ class _Rollout:
                 prompt_tokens=completion.prompt_tokens,
                 completion_tokens=completion.completion_tokens,
                 request_seed=ask.seed,
-                prompt_digest=prompt_digest(ask.messages),
+                prompt_digest=ask.prompt,
                 policy_version=completion.policy_version,
             )
         )
@@ -207,26 +202,13 @@ class _Rollout:
         So an episode that outgrew the context returns what any other unfinished one returns.
         """
         total = 0.0
-        with env_contract():
+        with env_contract:
             for _ in range(len(self.turns), self.env.max_turns):
                 shown, reward, terminated, truncated, info = self.env.step(NO_ACTION)
                 total += _checked(shown, reward, info)[0]
                 if terminated or truncated:
                     return total
             raise RuntimeError(f"not over after max_turns = {self.env.max_turns} turns")
-
-
-@contextmanager
-def env_contract() -> Iterator[None]:
-    """Translate whatever an env raises.
-
-    Broad on purpose: envs are users' code, the block runs nothing else, and one broken episode
-    must not end the others.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise EnvRaised from error
 
 
 def _checked(shown: object, reward: object, info: Info) -> tuple[float, str | None, str | None]:

@@ -14,7 +14,6 @@ import orjson
 from evalkit.errors import BadConfig, EvalkitError, Failure
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm, play, session_id
-from evalkit.play.strategies import prompt_digest
 from evalkit.record.journal import FORMAT, Appender, read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.trajectory import Key, Trajectory
@@ -73,9 +72,8 @@ class RecordedPolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Answer from the journal, or else ask and write the answer down before it is used."""
-        prompt = prompt_digest(ask.messages)
         known = self._recorded.get(ask.request_id)
-        if known is not None and known[0] == prompt:
+        if known is not None and known[0] == ask.prompt:
             return known[1]
         completion = await self._policy.complete(ask)
         self._journal.write(
@@ -84,7 +82,7 @@ class RecordedPolicy(Policy):
                     "format": FORMAT,
                     "request_id": ask.request_id,
                     "seed": ask.seed,
-                    "prompt": prompt,
+                    "prompt": ask.prompt,
                     "at": round(time.time(), 3),
                     "completion": completion,
                 }

@@ -28,7 +28,7 @@ PAD_CHARS = 2000
 
 @dataclass(frozen=True, slots=True, init=False)
 class Message:
-    """One chat message. Serialised and hashed once, however often it is sent again."""
+    """One chat message. Serialised and hashed once, however often it is sent; see `message`."""
 
     role: str
     json: bytes
@@ -55,10 +55,14 @@ def prompt_digest(messages: Messages) -> str:
     return blake2b(b"".join([m.digest for m in messages]), digest_size=8).hexdigest()
 
 
-@lru_cache(maxsize=1024)
-def system_message(content: str) -> Message:
-    """Return the one shared `Message` for a system prompt."""
-    return Message("system", content)
+@lru_cache(maxsize=4096)
+def message(role: str, content: str) -> Message:
+    """Return the one shared `Message` of a text.
+
+    Every text is needed twice, as what is asked now and as what was asked before; and the episodes
+    of one env see many texts in common.
+    """
+    return Message(role, content)
 
 
 class History(ABC):
@@ -117,7 +121,7 @@ class NoHistory(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history, which stays empty."""
-        return _Stateless(system_message(env.system_prompt))
+        return _Stateless(message("system", env.system_prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class _Stateless(History):
     system: Message
 
     def messages(self, observation: str) -> Messages:
-        return (self.system, Message("user", observation))
+        return (self.system, message("user", observation))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:  # noqa: ARG002
         return self
@@ -148,7 +152,7 @@ class FullHistory(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history that holds the system prompt."""
-        return _Transcript(system_message(env.system_prompt), (), overflow=self.overflow)
+        return _Transcript(message("system", env.system_prompt), (), overflow=self.overflow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class Window(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history that holds the system prompt."""
-        return _Transcript(system_message(env.system_prompt), (), keep=self.k)
+        return _Transcript(message("system", env.system_prompt), (), keep=self.k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +178,12 @@ class _Transcript(History):
     overflow: str = "stop"
 
     def messages(self, observation: str) -> Messages:
-        return (self.system, *self.past, Message("user", observation))
+        return (self.system, *self.past, message("user", observation))
 
-    def update(self, observation: str, reply: str, action: str | None) -> Self:  # noqa: ARG002
-        past = (*self.past, Message("user", observation), Message("assistant", reply))
-        return replace(self, past=past if self.keep is None else past[-2 * self.keep :])
+    def update(self, observation: str, reply: str, action: str | None) -> History:  # noqa: ARG002
+        past = (*self.past, message("user", observation), message("assistant", reply))
+        kept = past if self.keep is None else past[-2 * self.keep :]
+        return _Transcript(self.system, kept, self.keep, self.overflow)
 
     def shrink(self) -> Self | None:
         if self.overflow == "error":
@@ -206,7 +211,7 @@ class Scratchpad(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history with an empty scratchpad."""
-        system = system_message(f"{env.system_prompt}\n\n{env.scratchpad_prompt}")
+        system = message("system", f"{env.system_prompt}\n\n{env.scratchpad_prompt}")
         return _Notes(system, self.max_chars)
 
     def answer_pattern(self, env: TextEnv) -> str:
@@ -223,7 +228,7 @@ class _Notes(History):
     last_memory: Memory | None = None
 
     def messages(self, observation: str) -> Messages:
-        return (self.system, Message("user", _with_notes("Your notes", self.pad, observation)))
+        return (self.system, message("user", _with_notes("Your notes", self.pad, observation)))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:  # noqa: ARG002
         opened = PAD_OPEN.search(reply)
@@ -248,7 +253,7 @@ class OptimalScratchpad(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history that asks the env for its notes."""
-        return _EnvNotes(system_message(env.system_prompt), env.optimal_scratchpad)
+        return _EnvNotes(message("system", env.system_prompt), env.optimal_scratchpad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +262,7 @@ class _EnvNotes(History):
     read: Callable[[], str]
 
     def messages(self, observation: str) -> Messages:
-        return (self.system, Message("user", _with_notes("Your notes", self.read(), observation)))
+        return (self.system, message("user", _with_notes("Your notes", self.read(), observation)))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:  # noqa: ARG002
         return self
@@ -283,7 +288,7 @@ class Summary(Strategy):
 
     def start(self, env: TextEnv) -> History:
         """Return the history that holds the system prompt."""
-        return _Digest(system_message(env.system_prompt), self.k, (), ())
+        return _Digest(message("system", env.system_prompt), self.k, (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +300,11 @@ class _Digest(History):
 
     def messages(self, observation: str) -> Messages:
         shown = _with_notes("Earlier turns", self.notes, observation)
-        return (self.system, *self.recent, Message("user", shown))
+        return (self.system, *self.recent, message("user", shown))
 
     def update(self, observation: str, reply: str, action: str | None) -> Self:
         line = f"{len(self.lines) + 1}. {_begin(observation)} You: {action or 'no action'}."
-        recent = (*self.recent, Message("user", observation), Message("assistant", reply))
+        recent = (*self.recent, message("user", observation), message("assistant", reply))
         return replace(self, lines=(*self.lines, line), recent=recent[-2 * self.keep :])
 
     @property

@@ -12,7 +12,7 @@ import math
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _MAX_REDIRECTS = 20
 _ADDRESS_LIFE_S = 60.0
 
+Body = bytes | Callable[[], bytes]
+"""A body, or what makes it: anew for each sending, so that a thousand calls which wait for their
+answers do not hold a thousand bodies."""
 ExtraHeaders = Mapping[str, str] | bytes
 """Headers of one request: names and values, or what `http1.header_block` made of them."""
 
@@ -90,7 +93,7 @@ class Transport(Protocol):
     """
 
     async def post(
-        self, path: str | bytes, body: bytes, headers: ExtraHeaders = b"", *, timeout_s: float
+        self, path: str | bytes, body: Body, headers: ExtraHeaders = b"", *, timeout_s: float
     ) -> Response:
         """Send a JSON body."""
         ...
@@ -142,7 +145,7 @@ class _Client(ABC):
         self._fixed = http1.header_block(headers)
 
     async def post(
-        self, path: str | bytes, body: bytes, headers: ExtraHeaders = b"", *, timeout_s: float
+        self, path: str | bytes, body: Body, headers: ExtraHeaders = b"", *, timeout_s: float
     ) -> Response:
         """Send a JSON body: see `Transport`."""
         return await self._request("POST", path, body, headers, timeout_s)
@@ -165,12 +168,12 @@ class _Client(ABC):
 
     @abstractmethod
     async def _exchange(
-        self, method: str, target: str, body: bytes, extra: bytes, deadline: float
+        self, method: str, target: str, body: Body, extra: bytes, deadline: float
     ) -> http1.Reply:
         """Carry one request and no more."""
 
     async def _request(
-        self, method: str, path: str | bytes, body: bytes, headers: ExtraHeaders, timeout_s: float
+        self, method: str, path: str | bytes, body: Body, headers: ExtraHeaders, timeout_s: float
     ) -> Response:
         started = monotonic()
         deadline = started + timeout_s
@@ -222,15 +225,14 @@ class Http1Transport(_Client):
         await asyncio.gather(*(connection.aclose() for connection in self._alive))
 
     async def _exchange(
-        self, method: str, target: str, body: bytes, extra: bytes, deadline: float
+        self, method: str, target: str, body: Body, extra: bytes, deadline: float
     ) -> http1.Reply:
-        head = self._head(method, target, body, extra)
         fresh = not self._idle
         while True:
             connection = await self._connect(deadline) if fresh else self._idle.popitem()[0]
             if deadline < self._sweep_at:
                 self._sweep_by(deadline)
-            waiter = connection.send(head, body, deadline)
+            waiter = self._send(connection, method, target, body, extra, deadline)
             try:
                 return await waiter
             except ConnectionError as error:
@@ -249,11 +251,21 @@ class Http1Transport(_Client):
                 if connection.waiter is waiter:  # cancelled: what is still to come is nobody's
                     connection.fail(ConnectionAbortedError("cancelled"))
 
-    def _head(self, method: str, target: str, body: bytes, extra: bytes) -> bytes:
+    def _send(
+        self,
+        connection: http1.Connection,
+        method: str,
+        target: str,
+        body: Body,
+        extra: bytes,
+        deadline: float,
+    ) -> asyncio.Future[http1.Reply]:
         line = f"{method} {target} HTTP/1.1\r\n".encode()
         if method == "GET":
-            return b"%b%b%b\r\n" % (line, self._fixed, extra)
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, extra, len(body))
+            return connection.send(b"%b%b%b\r\n" % (line, self._fixed, extra), b"", deadline)
+        sent = body if isinstance(body, bytes) else body()
+        head = b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, extra, len(sent))
+        return connection.send(head, sent, deadline)
 
     def _sweep_by(self, deadline: float) -> None:
         """Have the deadlines looked at then: one timer for all requests, not one for each."""
@@ -343,7 +355,7 @@ class HttpxTransport(_Client):
         await self._client.aclose()
 
     async def _exchange(
-        self, method: str, target: str, body: bytes, extra: bytes, deadline: float
+        self, method: str, target: str, body: Body, extra: bytes, deadline: float
     ) -> http1.Reply:
         import httpx  # noqa: PLC0415  loaded by __init__
 
@@ -352,7 +364,7 @@ class HttpxTransport(_Client):
             method,
             self._base.origin + target,
             headers=[(line[: line.index(b":")], line[line.index(b":") + 2 :]) for line in lines],
-            content=body if method == "POST" else None,
+            content=None if method != "POST" else body if isinstance(body, bytes) else body(),
         )
         response = None
         try:

@@ -96,7 +96,13 @@ def test_the_manifest_says_what_was_asked_of_whom(tmp_path: Path) -> None:
             "base_url": "",
             "server_version": "",
             "max_model_len": None,
-            "request": {"temperature": 0.1, "top_p": None, "max_tokens": 256, "min_p": 0.1},
+            "request": {
+                "model": "noop",
+                "temperature": 0.1,
+                "max_tokens": 256,
+                "min_p": 0.1,
+                "structured_outputs": {"regex": KeyDoor().action_pattern()},
+            },
         }
     ]
 

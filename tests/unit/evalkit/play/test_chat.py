@@ -33,6 +33,7 @@ def ask(pattern: str | None = None, turn: int = 3, content: str = 'a "quoted" é
         turn=turn,
         seed=42,
         messages=(Message("system", "RULES"), Message("user", content)),
+        prompt="",
         env=KeyDoor(),
         pattern=pattern,
     )
@@ -96,6 +97,7 @@ def test_the_body_is_a_pure_function_of_the_ask(contents: list[str], seed: int) 
         turn=0,
         seed=seed,
         messages=tuple(Message("user", content) for content in contents),
+        prompt="",
         env=KeyDoor(),
     )
     one, other = (policy(FakeTransport(lambda _: response(b""))) for _ in range(2))
@@ -335,7 +337,7 @@ def test_a_call_is_tried_again_with_the_same_body_and_a_request_id_of_its_own() 
     assert completion == Completion(text="hello", model="m", attempts=3)
     assert len({body for body, _ in transport.posted}) == 1
     assert [headers for _, headers in transport.posted] == [
-        {"X-Session-ID": "run-A-7-0", "X-Request-ID": f"run-A-7-0-3{suffix}"}
+        f"X-Session-ID: run-A-7-0\r\nX-Request-ID: run-A-7-0-3{suffix}\r\n".encode()
         for suffix in ("", "-try2", "-try3")
     ]
 

@@ -22,7 +22,7 @@ def ask(turn: int = 0, session: str = "s", seed: int = 0) -> Ask:
     env = KeyDoor(size=2)
     observation, _ = env.reset(seed=7)
     messages = (Message("system", "RULES"), Message("user", observation))
-    return Ask(session_id=session, turn=turn, seed=seed, messages=messages, env=env)
+    return Ask(session_id=session, turn=turn, seed=seed, messages=messages, prompt="", env=env)
 
 
 def test_a_server_that_is_starting_is_waited_for() -> None:

@@ -171,10 +171,6 @@ def test_an_episode_is_recorded_whole() -> None:
             scripted(action("up"), action("interact"), CallFailed(Failure.TIMEOUT, "slow")),
             (StopReason.INFRA_ERROR, False, 0.1, Failure.TIMEOUT, 2),
         ),
-        (
-            scripted(CallFailed(Failure.ENV_BUG, "asked the env")),
-            (StopReason.ENV_ERROR, False, 0.0, Failure.ENV_BUG, 0),
-        ),
     ],
     ids=lambda value: value[0].value if isinstance(value, tuple) else type(value).__name__,
 )

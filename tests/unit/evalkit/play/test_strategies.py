@@ -26,9 +26,9 @@ from evalkit.play.strategies import (
     Strategy,
     Summary,
     Window,
+    message,
     parse_strategy,
     prompt_digest,
-    system_message,
 )
 from evalkit.record.trajectory import Memory
 
@@ -390,4 +390,4 @@ def test_a_prompt_digest_names_the_bytes() -> None:
     assert prompt_digest((one, other)) == prompt_digest((one, Message("user", "b")))
     digests = {prompt_digest(each) for each in ((one,), (other,), (one, other), (other, one))}
     assert len(digests) == 4
-    assert system_message("RULES") is system_message("RULES")
+    assert message("system", "RULES") is message("system", "RULES")

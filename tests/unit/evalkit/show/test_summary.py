@@ -9,7 +9,7 @@ import pytest
 
 from evalkit.errors import Failure
 from evalkit.judge.compare import Decision
-from evalkit.judge.intervals import wilson, wilson_clustered
+from evalkit.judge.intervals import bca_bootstrap, wilson, wilson_clustered
 from evalkit.record.references import Reference
 from evalkit.record.trajectory import Key, Memory, Outcome, StopReason, Trajectory, Turn
 from evalkit.show.summary import (
@@ -108,6 +108,8 @@ def test_a_row_by_hand() -> None:
         ]
     )
     interval = wilson(2, 4)
+    bca = bca_bootstrap([1.1, 1.0, -0.5, -0.6])
+    assert (found.pop("return_bca_lo"), found.pop("return_bca_hi")) == (bca.lo, bca.hi)
     close = {name: found.pop(name) for name in ("return_se_cluster", "return_lo", "return_hi")}
     assert found == {
         **IDENTITY,
