@@ -28,8 +28,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HE
 
 from evalkit.config import RunConfig  # noqa: E402
 from evalkit.manifest import describe  # noqa: E402
-from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all  # noqa: E402
+from evalkit.play.runner import episode_keys, play_all  # noqa: E402
 from evalkit.record.rundir import RunDir  # noqa: E402
+from evalkit.record.tally import ArmTally, Tally  # noqa: E402
 from evalkit.run import env_factory, open_arms, run_async  # noqa: E402
 
 DISTINCT = f"{HERE / 'distinct_env.py'}:Distinct"

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def _load_module(name: str) -> Any:  # noqa: ANN401 - a module of the user's
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UnknownEnv(f"no module named {error.name!r} (looked for env {name!r})") from error
-        raise
+        raise _broken(name, error) from error
+    except Exception as error:  # whatever a user's module does when it is loaded
+        raise _broken(name, error) from error
 
 
 def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
@@ -129,6 +132,16 @@ def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
     sys.modules[name] = module
     with ExitStack() as undo:  # or the next call would take a half-made module for the file
         undo.callback(sys.modules.pop, name)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever a user's file does when it is loaded
+            raise _broken(str(path), error) from error
         undo.pop_all()
     return module
+
+
+def _broken(place: str, error: Exception) -> UnknownEnv:
+    """Say in one line where a user's code broke: the innermost line of the traceback."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename}, line {frame.lineno}"
+    return UnknownEnv(f"{place} does not load: {type(error).__name__}: {error} ({where})")

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,8 +14,9 @@ import orjson
 
 from envs import TextEnv, digest, env_id
 from evalkit.config import RunConfig
-from evalkit.play.connect import Connected, sampling
+from evalkit.connect import Connected, sampling
 from evalkit.play.rollout import Arm
+from evalkit.record.references import Reference
 
 
 def describe(
@@ -122,6 +124,16 @@ def _git_sha() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def keep_references(references: Mapping[str, Reference]) -> dict[str, Any]:
+    """Return what a finished run's manifest keeps of random and oracle."""
+    return {"references": [asdict(reference) for reference in references.values()]}
+
+
+def kept_references(manifest: Mapping[str, Any]) -> dict[str, Reference]:
+    """Read what `keep_references` kept."""
+    return {row["policy"]: Reference(**row) for row in manifest["references"]}
 
 
 def now() -> str:

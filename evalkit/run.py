@@ -9,27 +9,28 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
 from evalkit.config import ModelSpec, RunConfig, parse_model
-from evalkit.errors import BadConfig, EvalkitError
-from evalkit.manifest import describe, identities, now
-from evalkit.play.connect import Connected, connect, require_distinct
+from evalkit.connect import Connected, connect, require_distinct
+from evalkit.errors import BadConfig, EvalkitError, RunFailed
+from evalkit.manifest import describe, identities, keep_references, kept_references, now
 from evalkit.play.policy import Policy
 from evalkit.play.reference import references
 from evalkit.play.rollout import Arm
-from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all
+from evalkit.play.runner import episode_keys, play_all
 from evalkit.play.strategies import parse_strategy
 from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.tables import read_csv
-from evalkit.record.trajectory import Trajectory
+from evalkit.record.tally import ArmTally, Tally
 from evalkit.show.progress import progress
 from evalkit.show.report import Report, make_report, write_report
-from evalkit.show.summary import gather
+from evalkit.show.summary import ArmNumbers, gather
 
 T = TypeVar("T")
 
@@ -150,35 +151,38 @@ async def resume(
 
 
 def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
-    """Compare two finished runs of the same env, every arm of theirs with every other.
+    """Compare two finished runs of the same env: every arm of A with every arm of B.
+
+    Arms go by the runs' directories, or by A and B where those have the same name. Random and
+    oracle stand beside them as run A knew them.
 
     Raises:
-        BadConfig: no run there, or not the same env with the same parameters.
+        BadConfig: no finished run there, or not the same env with the same parameters.
 
     """
     paths = [run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)]
     manifests = [RunDir.open(path).manifest() for path in paths]
+    for path, manifest in zip(paths, manifests, strict=True):
+        if manifest["finished_at"] is None:
+            raise BadConfig(f"{path} is not finished: python -m evalkit resume {path}")
     if manifests[0]["env"]["digest"] != manifests[1]["env"]["digest"]:
         raise BadConfig(f"{paths[0]} and {paths[1]} did not play the same env: nothing to compare")
     if paths[0].resolve() == paths[1].resolve():
         raise BadConfig(f"{paths[0]} is compared with itself")
     known: dict[str, dict[str, Any]] = {}
-    played: list[Trajectory] = []
+    numbers: dict[str, ArmNumbers] = {}
+    arms: list[list[str]] = [[], []]
     names = [path.resolve().name for path in paths]
     names = names if names[0] != names[1] else ["A", "B"]
-    for run_name, path, manifest in zip(names, paths, manifests, strict=True):
+    for side, path, manifest in zip((0, 1), paths, manifests, strict=True):
         columns = identities(manifest)
+        gathered = gather(TrajectoryFile(RunDir(path).trajectories_path), columns)
         for arm, identity in columns.items():
-            name = run_name if len(columns) == 1 else f"{run_name}.{arm}"
-            known[name] = {**identity, "arm": name}
-            played += [
-                replace(trajectory, key=replace(trajectory.key, arm=name))
-                for trajectory in TrajectoryFile(RunDir(path).trajectories_path)
-                if trajectory.key.arm == arm
-            ]
-    config = RunConfig.read(manifests[0]["config"], str(paths[0]))
-    standards = run_async(references(env_factory(config), config.seeds))
-    return make_report(gather(played, known), known, standards)
+            name = names[side] if len(columns) == 1 else f"{names[side]}.{arm}"
+            known[name], numbers[name] = {**identity, "arm": name}, gathered[arm]
+            arms[side].append(name)
+    pairs = list(product(arms[0], arms[1]))
+    return make_report(numbers, known, kept_references(manifests[0]), pairs)
 
 
 async def carry_out(
@@ -208,10 +212,23 @@ async def carry_out(
         if isinstance(error, asyncio.CancelledError) or not _untouched(rundir):
             say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
         raise
+    return Run(rundir.path, await finish(config, rundir, manifest, make_env))
+
+
+async def finish(
+    config: RunConfig,
+    rundir: RunDir,
+    manifest: Mapping[str, Any],
+    make_env: Callable[[], TextEnv],
+) -> Report:
+    """Write the tables of a run that was played, and say in its manifest that it is finished."""
     known = await references(make_env, config.seeds)
-    report = write_report(rundir, identities(manifest), known)
-    rundir.write_manifest({**manifest, "finished_at": now()})
-    return Run(rundir.path, report)
+    try:
+        report = write_report(rundir, identities(manifest), known)
+        rundir.write_manifest({**manifest, **keep_references(known), "finished_at": now()})
+    except OSError as error:
+        raise RunFailed(f"cannot write {rundir.path}: {error}") from error
+    return report
 
 
 def env_factory(config: RunConfig) -> Callable[[], TextEnv]:
@@ -239,7 +256,8 @@ async def open_arms(
         connected: dict[str, Connected] = {}
         for label, spec in specs:
             found = await _connected(label, spec, config, own)
-            await stack.enter_async_context(found.policy)
+            if own is None:  # a policy of the caller's is the caller's to close
+                await stack.enter_async_context(found.policy)
             connected[label] = found
         yield _arms(config, specs, connected, make_env, run_id), connected
 

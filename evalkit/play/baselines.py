@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -57,11 +59,34 @@ class HumanPolicy(Policy):
             shown.insert(0, ask.messages[0].content)
         sys.stdout.write("\n" + "\n\n".join(shown) + "\n")
         try:
-            line = await asyncio.to_thread(self._read, f"[turn {ask.turn}] > ")
+            line = await self._line(f"[turn {ask.turn}] > ")
         except EOFError:
             raise KeyboardInterrupt from None
         bare = line.strip().lower() in ask.env.all_actions()
         return Completion(text=ask.env.format_action(line.strip().lower()) if bare else line)
+
+    async def _line(self, prompt: str) -> str:
+        """Read a line on a thread that the program does not wait for: Ctrl-C ends at once."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+
+        def settle(line: str | None) -> None:
+            if not answer.done():
+                if line is None:
+                    answer.set_exception(EOFError())
+                else:
+                    answer.set_result(line)
+
+        def read() -> None:
+            try:
+                line = self._read(prompt)
+            except EOFError:
+                line = None
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, line)
+
+        threading.Thread(target=read, daemon=True).start()
+        return await answer
 
 
 class ScriptPolicy(Policy):

@@ -145,7 +145,7 @@ class _Rollout:
             over = terminated or truncated
             if not over and ask.turn + 1 >= self.env.max_turns:
                 raise RuntimeError(f"not over after max_turns = {self.env.max_turns} turns")
-        reply = completion.text if self.arm.keep_reasoning else reading.visible
+        reply = self.kept(reading)
         self.history = self.history.update(self.observation, reply, reading.action or None)
         illegal = bool(info.get("illegal")) or not reading.action
         self.turns.append(
@@ -173,6 +173,12 @@ class _Rollout:
         if terminated:
             return StopReason.TERMINATED
         return StopReason.TRUNCATED if truncated else None
+
+    def kept(self, reading: Reading) -> str:
+        """Return what the history keeps of a reply: reasoning only where that is wanted."""
+        if self.arm.keep_reasoning and self.history.keeps_replies and reading.reasoning:
+            return f"<think>{reading.reasoning}</think>{reading.visible}"
+        return reading.visible
 
     def ended(
         self,

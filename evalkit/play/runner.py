@@ -7,52 +7,17 @@ import gc
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import orjson
 
-from evalkit.errors import BadConfig, EvalkitError, Failure
+from evalkit.errors import BadConfig, DamagedRun, EvalkitError, Failure
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm, play, session_id
 from evalkit.record.journal import FORMAT, Appender, read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.tally import Tally
 from evalkit.record.trajectory import Key, Trajectory
-
-
-@dataclass(slots=True)
-class ArmTally:
-    """What an arm has done so far."""
-
-    episodes: int = 0
-    scored: int = 0
-    successes: int = 0
-    errors: int = 0
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of a run in progress, read by whoever shows them."""
-
-    total_episodes: int
-    arms: dict[str, ArmTally]
-    turns: int = 0
-    """Calls answered in this session, not counting those read from the journal."""
-    started_s: float = field(default_factory=time.monotonic)
-    episodes_before: int = 0
-    """Episodes that were finished when this session began."""
-
-    @property
-    def episodes(self) -> int:
-        """Episodes finished, earlier sessions included."""
-        return sum(arm.episodes for arm in self.arms.values())
-
-    def add(self, trajectory: Trajectory) -> None:
-        """Count a finished episode."""
-        arm = self.arms[trajectory.key.arm]
-        arm.episodes += 1
-        arm.scored += trajectory.scored
-        arm.successes += trajectory.success
-        arm.errors += not trajectory.scored
 
 
 class RecordedPolicy(Policy):
@@ -188,9 +153,12 @@ def _recorded(
     finished = {session_id(arms[0].run_id, key) for key in trajectories.scored} if arms else set()
     recorded = {}
     for entry in read_journal(rundir.journal_path):
-        request_id = entry["request_id"]
-        if request_id.rpartition("-")[0] not in finished:
-            recorded[request_id] = (entry["prompt"], Completion(**entry["completion"]))
+        try:
+            request_id = entry["request_id"]
+            if request_id.rpartition("-")[0] not in finished:
+                recorded[request_id] = (entry["prompt"], Completion(**entry["completion"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedRun(f"{rundir.journal_path}: an entry lacks something: {error}") from error
     return recorded
 
 

@@ -69,6 +69,8 @@ class History(ABC):
     """The past of one episode, as a strategy keeps it."""
 
     __slots__ = ()
+    keeps_replies = True
+    """Whether replies are sent again as they were; then reasoning in them may be kept."""
     last_memory: Memory | None = None
     """What the last reply did to the notes, where the strategy keeps notes."""
 
@@ -222,6 +224,7 @@ class Scratchpad(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class _Notes(History):
+    keeps_replies = False
     system: Message
     max_chars: int
     pad: str = ""

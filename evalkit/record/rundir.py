@@ -116,7 +116,10 @@ class TrajectoryFile:
         """Where each finished, scored episode lies, in bytes."""
         self.unscored: dict[Key, int] = {}
         for offset, line in read_lines(path):
-            trajectory = Trajectory.from_json(line)
+            try:
+                trajectory = Trajectory.from_json(line)
+            except DamagedRun as error:
+                raise DamagedRun(f"{path}, byte {offset}: {error}") from error
             self._note(trajectory, offset)
 
     def append(self, file: Appender, trajectory: Trajectory) -> None:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from evalkit.judge.intervals import wilson
-from evalkit.play.runner import Tally
+from evalkit.record.tally import Tally
 
 if TYPE_CHECKING:
     from rich.table import Table

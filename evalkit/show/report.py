@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Report:
     compared: list[Compared]
     references: Mapping[str, Reference]
     numbers: Mapping[str, ArmNumbers]
+    pairs: Sequence[tuple[str, str]]
 
     @property
     def verdicts(self) -> list[str]:
@@ -61,8 +63,13 @@ def make_report(
     numbers: Mapping[str, ArmNumbers],
     identities: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, Reference],
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Report:
-    """Work out what the arms' numbers say; `identities` holds the known columns of each row."""
+    """Work out what the arms' numbers say; `identities` holds the known columns of each row.
+
+    `pairs` are the arms to compare; every two of them, in their order, where it is not given.
+    """
+    pairs = list(combinations(numbers, 2)) if pairs is None else pairs
     summary = [
         summary_row(identity, numbers[arm], references) for arm, identity in identities.items()
     ]
@@ -71,7 +78,8 @@ def make_report(
         run_id=first["run_id"],
         env=first["env"],
         summary=summary,
-        compared=compare_arms(numbers),
+        compared=compare_arms(numbers, pairs),
+        pairs=pairs,
         references=references,
         numbers=numbers,
     )
@@ -106,7 +114,9 @@ def write_comparison(folder: Path, report: Report) -> None:
     if len(report.numbers) > 1:
         rows = (compare_row(report.run_id, report.env, compared) for compared in report.compared)
         write_csv(folder / "compare.csv", COMPARE, rows)
-        write_csv(folder / "paired.csv", PAIRED, paired_rows(report.run_id, report.numbers))
+        write_csv(
+            folder / "paired.csv", PAIRED, paired_rows(report.run_id, report.numbers, report.pairs)
+        )
     write_whole(folder / "report.md", markdown(report).encode())
 
 
@@ -243,13 +253,11 @@ def _error_note(arm: str, numbers: ArmNumbers) -> str:
 def _divergence_notes(report: Report) -> list[str]:
     """Say for every pair of arms whether any trajectory differs, and name the first ones."""
     notes = []
-    for compared in report.compared:
-        if compared.metric.name != "success":
-            continue
-        left, right = report.numbers[compared.a], report.numbers[compared.b]
+    for a, b in report.pairs:
+        left, right = report.numbers[a], report.numbers[b]
         shared = len(left.traces.keys() & right.traces.keys())
         differing = divergent_turns(left, right)
-        line = f"`{compared.a}` and `{compared.b}`: {shared - len(differing)} of {shared} episodes "
+        line = f"`{a}` and `{b}`: {shared - len(differing)} of {shared} episodes "
         line += "are identical, turn by turn."
         if differing and len(differing) < shared:
             named = [f"seed {seed} turn {turn}" for seed, _, turn in differing[:20]]

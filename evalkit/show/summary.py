@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any
 
 from evalkit.judge.compare import Comparison, Decision, compare, decide, normalised_score
@@ -50,13 +49,13 @@ class ArmNumbers:
     return_: dict[int, list[float]] = field(default_factory=dict)
     steps: dict[int, list[float]] = field(default_factory=dict)
     valid: dict[int, list[float]] = field(default_factory=dict)
+    """Share of an episode's turns in which a legal action was taken."""
     efficiency: list[float] = field(default_factory=list)
     """Success, weighted by optimal turns over turns taken (SPL), per scored episode."""
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     memory: Counter[Memory] = field(default_factory=Counter)
     stops: Counter[StopReason] = field(default_factory=Counter)
     turns: int = 0
-    valid_turns: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     traces: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
@@ -77,7 +76,6 @@ class ArmNumbers:
             ideal = trajectory.optimal_turns / max(len(turns), trajectory.optimal_turns, 1)
             self.efficiency.append(ideal if trajectory.success else 0.0)
         self.turns += len(turns)
-        self.valid_turns += valid
         for turn in turns:
             self.outcomes[turn.outcome] += 1
             if turn.memory is not None:
@@ -213,7 +211,7 @@ def _turn_columns(numbers: ArmNumbers) -> dict[str, Any]:
     tokens = numbers.prompt_tokens + numbers.completion_tokens
     return {
         "steps_mean": _ratio(turns, n_ok),
-        "valid_action_rate": _ratio(numbers.valid_turns, turns),
+        "valid_action_rate": _ratio(sum(map(sum, numbers.valid.values())), n_ok),
         "parse_fail_rate": _ratio(unread, turns),
         "illegal_rate": _ratio(outcomes[Outcome.ILLEGAL], turns),
         "truncated_token_rate": _ratio(outcomes[Outcome.TRUNCATED_TOKENS], turns),
@@ -227,12 +225,10 @@ def _turn_columns(numbers: ArmNumbers) -> dict[str, Any]:
     }
 
 
-def compare_arms(numbers: Mapping[str, ArmNumbers]) -> list[Compared]:
-    """Compare every pair of arms, in the order given, on every metric.
-
-    Holm's correction runs over the pairs of one metric.
-    """
-    pairs = list(combinations(numbers, 2))
+def compare_arms(
+    numbers: Mapping[str, ArmNumbers], pairs: Sequence[tuple[str, str]]
+) -> list[Compared]:
+    """Compare every pair of arms on every metric; Holm's correction is over the pairs of one."""
     compared: list[Compared] = []
     for metric in METRICS:
         found = [_compare_pair(metric, numbers[a], numbers[b]) for a, b in pairs]
@@ -289,9 +285,11 @@ def decision_word(decision: Decision) -> str:
     return decision.name.lower()
 
 
-def paired_rows(run_id: str, numbers: Mapping[str, ArmNumbers]) -> Iterable[dict[str, Any]]:
+def paired_rows(
+    run_id: str, numbers: Mapping[str, ArmNumbers], pairs: Sequence[tuple[str, str]]
+) -> Iterable[dict[str, Any]]:
     """Yield the rows of paired.csv: one per pair of arms and seed that both finished."""
-    for a, b in combinations(numbers, 2):
+    for a, b in pairs:
         left, right = numbers[a], numbers[b]
         divergent = _first_by_seed(divergent_turns(left, right))
         for seed in sorted(left.success.keys() & right.success.keys()):

@@ -14,11 +14,12 @@ from envs.games.key_door import KeyDoor
 from evalkit.errors import BadConfig, CallFailed, DamagedRun, Failure, ServerLost, Unauthorized
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm
-from evalkit.play.runner import ArmTally, Tally, episode_keys, play_all, rare_collections
+from evalkit.play.runner import episode_keys, play_all, rare_collections
 from evalkit.play.strategies import FullHistory, Scratchpad
 from evalkit.record.journal import read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.tables import EPISODES, TURNS, episode_row, turn_rows, write_csv
+from evalkit.record.tally import ArmTally, Tally
 from evalkit.record.trajectory import Key, StopReason, Trajectory
 from evalkit.testing import FakePolicy, Reply
 

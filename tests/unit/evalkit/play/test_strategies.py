@@ -202,9 +202,9 @@ def test_messages_are_pure_and_bytes_parse_back(
         later = history.update(observation, reply, action)
         assert history.messages(observation) == before
         assert later.messages("next") == history.update(observation, reply, action).messages("next")
-        for message in before:
-            parsed = json.loads(message.json)
-            assert parsed == {"role": message.role, "content": message.content}
+        for sent in before:
+            parsed = json.loads(sent.json)
+            assert parsed == {"role": sent.role, "content": sent.content}
             assert list(parsed) == ["role", "content"]
         assert before[0].role == "system"
         assert [message.role for message in before[1:]] == [

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from evalkit.play.runner import ArmTally, Tally
+from evalkit.record.tally import ArmTally, Tally
 from evalkit.show.progress import line, progress
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from evalkit.show.summary import (
     PAIRED,
     SUMMARY,
     ArmNumbers,
+    Compared,
     compare_arms,
     compare_row,
     divergent_turns,
@@ -40,6 +42,14 @@ IDENTITY: dict[str, Any] = {
         "strategy guided n_seeds k run_seed temperature max_tokens git_sha evalkit_version"
     ).split()
 }
+
+
+def compare_all(numbers: Mapping[str, ArmNumbers]) -> list[Compared]:
+    return compare_arms(numbers, list(combinations(numbers, 2)))
+
+
+def paired_all(run_id: str, numbers: Mapping[str, ArmNumbers]) -> Iterable[dict[str, Any]]:
+    return paired_rows(run_id, numbers, list(combinations(numbers, 2)))
 
 
 def turn(number: int, outcome: Outcome = Outcome.OK, **changes: Any) -> Turn:
@@ -219,7 +229,7 @@ def arms_of(**successes: str) -> dict[str, ArmNumbers]:
 
 
 def test_holm_runs_over_the_pairs_of_one_metric() -> None:
-    compared = compare_arms(arms_of(A="0" * 10, B="1" * 10, C="0" + "1" * 9))
+    compared = compare_all(arms_of(A="0" * 10, B="1" * 10, C="0" + "1" * 9))
     success = [found for found in compared if found.metric.name == "success"]
     assert [(c.a, c.b, c.found.p, c.p_holm, c.decision) for c in success] == [
         ("A", "B", 2 / 1024, 6 / 1024, Decision.BETTER),
@@ -232,15 +242,15 @@ def test_holm_runs_over_the_pairs_of_one_metric() -> None:
 
 
 def test_holm_can_take_a_decision_back() -> None:
-    two = compare_arms(arms_of(A="0" * 6, B="1" * 6))[0]
-    three = compare_arms(arms_of(A="0" * 6, B="1" * 6, C="0" * 6))[0]
+    two = compare_all(arms_of(A="0" * 6, B="1" * 6))[0]
+    three = compare_all(arms_of(A="0" * 6, B="1" * 6, C="0" * 6))[0]
     assert (two.found.p, two.p_holm) == pytest.approx((2 / 64, 2 / 64))
     assert (three.found.p, three.p_holm) == pytest.approx((2 / 64, 6 / 64))
     assert (two.decision, three.decision) == (Decision.BETTER, Decision.UNDECIDED)
 
 
 def test_pairs_are_seeds_that_both_arms_finished() -> None:
-    found = compare_arms(arms_of(A="01.10", B="0.110"))[0].found
+    found = compare_all(arms_of(A="01.10", B="0.110"))[0].found
     assert (found.n_pairs, found.dropped_a, found.dropped_b) == (3, 1, 1)
 
 
@@ -251,7 +261,7 @@ def test_fewer_turns_are_better() -> None:
         + [played(seed, "B", outcomes=one) for seed in range(6)],
         ["A", "B"],
     )
-    steps = compare_arms(numbers)[-1]
+    steps = compare_all(numbers)[-1]
     assert (steps.metric.name, steps.found.diff, steps.decision) == (
         "steps",
         -3.0,
@@ -260,7 +270,7 @@ def test_fewer_turns_are_better() -> None:
 
 
 def test_a_comparison_as_a_row() -> None:
-    compared = compare_arms(arms_of(A="0011", B="0111"))[0]
+    compared = compare_all(arms_of(A="0011", B="0111"))[0]
     found = compare_row("run", "key_door", compared)
     assert sorted(found) == sorted(COMPARE)
     assert {name: found[name] for name in COMPARE[:13]} == {
@@ -301,7 +311,7 @@ def test_pairs_as_rows() -> None:
         ],
         ["A", "B"],
     )
-    rows = list(paired_rows("run", numbers))
+    rows = list(paired_all("run", numbers))
     assert [list(found) for found in rows] == [PAIRED, PAIRED]
     same: dict[str, Any] = {"format": "paired/1", "run_id": "run", "a": "A", "b": "B"}
     assert rows == [
@@ -349,10 +359,10 @@ def test_repetitions_of_a_pair_are_averaged_and_the_earliest_difference_counts()
         ],
         ["A", "B"],
     )
-    (found,) = paired_rows("run", numbers)
+    (found,) = paired_all("run", numbers)
     assert (found["success_a"], found["success_b"], found["diff"]) == (0.5, 1.0, 0.5)
     assert (found["flip"], found["first_divergent_turn"]) == ("b_only", 0)
-    compared = compare_arms(numbers)[0]
+    compared = compare_all(numbers)[0]
     assert (compared.found.n_pairs, compared.found.b_only) == (1, None)
 
 
@@ -366,11 +376,11 @@ def test_many_pairs_take_no_time() -> None:
         [played(seed, arm, outcomes=[Outcome.OK]) for arm in "AB" for seed in range(5_000)],
         ["A", "B"],
     )
-    assert len(list(paired_rows("run", numbers))) == 5_000
+    assert len(list(paired_all("run", numbers))) == 5_000
 
 
 def test_three_arms_give_three_pairs_of_rows() -> None:
-    rows = list(paired_rows("run", arms_of(A="01", B="01", C="01")))
+    rows = list(paired_all("run", arms_of(A="01", B="01", C="01")))
     assert [(found["a"], found["b"], found["env_seed"]) for found in rows] == [
         ("A", "B", 0),
         ("A", "B", 1),
