@@ -25,7 +25,7 @@ from evalkit.play.baselines import (
 from evalkit.play.chat import ChatPolicy, Sampling, error_message
 from evalkit.play.limits import Patience, RetryLimits
 from evalkit.play.policy import Policy
-from evalkit.play.transport import open_transport
+from evalkit.play.proxied import open_transport
 
 PROBE_TIMEOUT_S = 30.0
 

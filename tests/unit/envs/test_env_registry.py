@@ -89,7 +89,7 @@ def test_the_digest_changes_with_the_source(tmp_path: Path) -> None:
 def test_a_file_that_fails_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "late.py"
     file.write_text("raise RuntimeError('not yet')")
-    with pytest.raises(UnknownEnv, match="late.py does not load: RuntimeError: not yet"):
+    with pytest.raises(UnknownEnv, match=r"late\.py does not load: RuntimeError: not yet"):
         make(f"{file}:Corridor")
     file.write_text(THEIR_ENV.read_text())
     assert env_id(make(f"{file}:Corridor")) == "corridor"

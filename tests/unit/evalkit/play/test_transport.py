@@ -16,10 +16,10 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evalkit.play.direct import Http1Transport
+from evalkit.play.proxied import HttpxTransport
 from evalkit.play.transport import (
     ConnectionLost,
-    Http1Transport,
-    HttpxTransport,
     ProtocolViolation,
     Response,
     ResponseTimeout,

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from evalkit.play.transport import (
-    ConnectFailed,
-    Http1Transport,
-    HttpxTransport,
-    ResponseTimeout,
-    open_transport,
-)
+from evalkit.play.direct import Http1Transport
+from evalkit.play.proxied import HttpxTransport, open_transport
+from evalkit.play.transport import ConnectFailed, ResponseTimeout
 from tests.unit.evalkit.play.test_transport import HTTPX, OK, Client, ask, every_client, serving
 
 

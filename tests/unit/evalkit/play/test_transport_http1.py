@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from evalkit.play.transport import ConnectFailed, ConnectionLost, Http1Transport, ResponseTimeout
+from evalkit.play.direct import Http1Transport
+from evalkit.play.transport import ConnectFailed, ConnectionLost, ResponseTimeout
 from tests.unit.evalkit.play.test_transport import (
     HTTP1,
     HTTP1_UVLOOP,

@@ -141,7 +141,7 @@ def test_a_row_by_hand() -> None:
         "spl": (1.0 + 0.5) / 4,
         "steps_mean": 8 / 4,
         "oracle_steps_mean": 7.0,
-        "valid_action_rate": 4 / 8,
+        "valid_action_rate": (1 + 2 / 4 + 0 + 0) / 4,
         "parse_fail_rate": 2 / 8,
         "illegal_rate": 1 / 8,
         "truncated_token_rate": 1 / 8,
