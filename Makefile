@@ -31,11 +31,12 @@ install: $(VENV)/base.stamp  ## the product without an engine: evaluate against 
 
 engine: $(VENV)/engine.stamp  ## the product with vLLM on CPU
 
-check: $(VENV)/dev.stamp $(VENV)/engine.stamp  ## format, lint, types, import law
+check: $(VENV)/dev.stamp $(VENV)/engine.stamp  ## format, lint, types, import law, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit/test_house.py
 
 test: check  ## everything, against real vLLM
 	$(BIN)/python -m pytest

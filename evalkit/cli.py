@@ -155,7 +155,11 @@ def _add_limits(parser: Parser) -> None:
         help="environment variable that holds the API key",
     )
     add("--timeout-s", type=float, help="for one completion (default 120)")
-    add("--wait-s", type=float, help="for a server that is away or starting (default 300)")
+    add(
+        "--wait-s",
+        type=float,
+        help="for a server that is away or starting (default 300; for an absent one at first 0)",
+    )
     add("--attempts", type=int, help="tries of a failing call (default 6)")
     add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
 

@@ -203,7 +203,7 @@ class RunConfig(BaseModel):
     concurrency: int = Field(default=64, ge=1, le=10_000)
     attempts: int = Field(default=6, ge=1)
     timeout_s: float = Field(default=120.0, gt=0)
-    wait_s: float = Field(default=300.0, ge=0)
+    wait_s: float | None = Field(default=None, ge=0)
     api_key_env: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
     out: str = "results"
 
@@ -249,6 +249,14 @@ class RunConfig(BaseModel):
         taken = {spec.label for spec in specs}
         letters = (letter for letter in ascii_uppercase if letter not in taken)
         return [(spec.label or spec.baseline or next(letters), spec) for spec in specs]
+
+    @property
+    def patience_s(self) -> float:
+        """How long a server may be away or starting, in seconds: five minutes if nothing is said.
+
+        Only a wait that was asked for also covers a server that is not there when the run begins.
+        """
+        return 300.0 if self.wait_s is None else self.wait_s
 
     def api_key(self, label: str) -> str | None:
         """Read the API key for a model from the environment variable named for it.

@@ -64,14 +64,18 @@ async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
         return Connected(policy=baseline(spec.target), model=spec.target)
     key = config.api_key(label)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    models, version = await probe(spec.target, headers, wait_s=config.wait_s)
+    models, version = await probe(
+        spec.target, headers, wait_s=config.patience_s, absent_s=config.wait_s or 0.0
+    )
     name, max_model_len = choose_model(spec, models)
     if max_model_len is not None and (config.max_tokens or 0) >= max_model_len:
         raise BadConfig(
             f"max_tokens {config.max_tokens} leaves no room for a prompt: "
             f"{name} at {spec.target} takes {max_model_len} tokens in all"
         )
-    limits = RetryLimits(attempts=config.attempts, wait_s=config.wait_s, timeout_s=config.timeout_s)
+    limits = RetryLimits(
+        attempts=config.attempts, wait_s=config.patience_s, timeout_s=config.timeout_s
+    )
     patience = Patience(limits)
     policy = ChatPolicy(
         open_transport(spec.target, headers=headers),
@@ -118,11 +122,13 @@ async def probe(
     headers: dict[str, str],
     *,
     wait_s: float,
+    absent_s: float = 0.0,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> tuple[dict[str, dict[str, Any]] | None, str]:
     """Ask a server for its models and its version.
 
-    A 503 is a server that is starting: it is asked again for up to `wait_s` seconds.
+    A 503 is a server that is starting: it is asked again for up to `wait_s` seconds. One that is
+    not there at all is asked again for up to `absent_s` seconds.
 
     Returns ({name: what /models says of it}, version or ""); None for a server without /models.
     """
@@ -131,9 +137,14 @@ async def probe(
     ) as client:
         waited_s, pause_s = 0.0, 0.5
         while True:
-            response = await _get(client, f"{base_url}/models")
-            if response.status_code != 503 or waited_s >= wait_s:
-                break
+            try:
+                response = await _get(client, f"{base_url}/models")
+            except Absent:
+                if waited_s >= absent_s:
+                    raise
+            else:
+                if response.status_code != 503 or waited_s >= wait_s:
+                    break
             await sleep(pause_s)
             waited_s += pause_s
             pause_s = min(10.0, pause_s * 2)
@@ -141,11 +152,15 @@ async def probe(
         return models, await _version(client, base_url)
 
 
+class Absent(Unreachable):
+    """No connection at all: nothing listens, or the name does not resolve."""
+
+
 async def _get(client: httpx.AsyncClient, url: str) -> httpx.Response:
     try:
         return await client.get(url)
     except httpx.ConnectError as error:
-        raise Unreachable(f"nothing answers at {url} ({error}): is the server up?") from error
+        raise Absent(f"nothing answers at {url} ({error}): is the server up?") from error
     except httpx.TimeoutException as error:
         raise Unreachable(f"{url}: no answer within {PROBE_TIMEOUT_S:.0f} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:

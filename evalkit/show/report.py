@@ -112,12 +112,22 @@ def write_comparison(folder: Path, report: Report) -> None:
     """Write summary.csv and report.md, and for two arms or more compare.csv and paired.csv."""
     write_csv(folder / "summary.csv", SUMMARY, report.summary)
     if len(report.numbers) > 1:
-        rows = (compare_row(report.run_id, report.env, compared) for compared in report.compared)
+        rows = (
+            compare_row(report.run_id, report.env, _strategies(report, compared), compared)
+            for compared in report.compared
+        )
         write_csv(folder / "compare.csv", COMPARE, rows)
         write_csv(
             folder / "paired.csv", PAIRED, paired_rows(report.run_id, report.numbers, report.pairs)
         )
     write_whole(folder / "report.md", markdown(report).encode())
+
+
+def _strategies(report: Report, compared: Compared) -> str:
+    """Name the strategy of both arms, or both strategies."""
+    by_arm = {row["arm"]: str(row["strategy"]) for row in report.summary}
+    both = (by_arm[compared.a], by_arm[compared.b])
+    return " | ".join(dict.fromkeys(both))
 
 
 def performance_rows(rundir: RunDir, report: Report) -> Iterable[dict[str, Any]]:

@@ -30,8 +30,8 @@ SUMMARY = (
 ).split()
 
 COMPARE = (
-    "format run_id a b env metric slice n_pairs dropped_a dropped_b mean_a mean_b diff lo hi "
-    "ci_method test p p_mid p_holm a_only b_only both neither effect_size rho "
+    "format run_id a b env strategy metric slice n_pairs dropped_a dropped_b mean_a mean_b diff lo "
+    "hi ci_method test p p_mid p_holm a_only b_only both neither effect_size rho "
     "var_reduction_vs_unpaired mde80 n_for_observed verdict"
 ).split()
 
@@ -260,16 +260,17 @@ def _compare_pair(metric: Metric, a: ArmNumbers, b: ArmNumbers) -> Comparison:
     return replace(found, lo=max(found.lo, -metric.most), hi=min(found.hi, metric.most))
 
 
-def compare_row(run_id: str, env: str, compared: Compared) -> dict[str, Any]:
-    """Return a row of compare.csv."""
+def compare_row(run_id: str, env: str, strategy: str, compared: Compared) -> dict[str, Any]:
+    """Return a row of compare.csv; `strategy` is both arms', or "X | Y" where they differ."""
     found = compared.found
-    named = {name: getattr(found, name) for name in COMPARE[7:-1] if name != "p_holm"}
+    named = {name: getattr(found, name) for name in COMPARE[8:-1] if name != "p_holm"}
     return {
         "format": "compare/1",
         "run_id": run_id,
         "a": compared.a,
         "b": compared.b,
         "env": env,
+        "strategy": strategy,
         "metric": compared.metric.name,
         "slice": "all",
         **named,

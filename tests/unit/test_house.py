@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("envs", "evalkit", "serve", "train")
@@ -134,3 +137,28 @@ def test_requirements_are_pinned() -> None:
         assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", pin) for pin in pins), path
         names = [pin.partition("==")[0].lower() for pin in pins]
         assert all(a != b for a, b in pairwise(sorted(names)))
+
+
+def _pins(*names: str) -> set[str]:
+    lines = [
+        line
+        for name in names
+        for line in (ROOT / "requirements" / name).read_text().splitlines()
+        if line and line[0] != "#"
+    ]
+    return {canonicalize_name(line.partition("==")[0]) for line in lines}
+
+
+@pytest.mark.parametrize("files", [("base.txt",), ("base.txt", "torch-cpu.txt", "engine-cpu.txt")])
+def test_pins_are_complete(files: tuple[str, ...]) -> None:
+    """What is installed with --no-deps must bring all that it imports, without dev.txt's help."""
+    pins = _pins(*files)
+    unwanted = {"torchvision", "torchaudio", "torchcodec"}  # CUDA builds, which break transformers
+    missing = {
+        f"{name} needs {needed.name}"
+        for name in pins
+        for needed in map(Requirement, distribution(name).requires or [])
+        if needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if canonicalize_name(needed.name) not in pins | unwanted
+    }
+    assert missing == set()

@@ -134,7 +134,7 @@ def test_defaults_are_those_of_the_help_text() -> None:
         "concurrency": 64,
         "attempts": 6,
         "timeout_s": 120.0,
-        "wait_s": 300.0,
+        "wait_s": None,
         "api_key_env": (),
         "out": "results",
     }

@@ -164,3 +164,19 @@ def test_a_human_sees_the_rules_once_and_may_type_bare_actions(
     assert said == ["<action>up</action>", "I say <action>down</action>", "fly"]
     shown = capsys.readouterr().out
     assert (shown.count("RULES"), shown.count("You are at")) == (1, 3)
+
+
+def test_a_server_that_is_absent_is_waited_for_only_when_asked() -> None:
+    with FakeServer(lambda _: "hello") as server:
+        url = f"{server.url}/v1"
+    naps: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        naps.append(seconds)
+
+    with pytest.raises(Unreachable, match="nothing answers"):
+        asyncio.run(probe(url, {}, wait_s=60.0, sleep=sleep))
+    assert naps == []
+    with pytest.raises(Unreachable, match="nothing answers"):
+        asyncio.run(probe(url, {}, wait_s=60.0, absent_s=3.0, sleep=sleep))
+    assert naps == [0.5, 1.0, 2.0]

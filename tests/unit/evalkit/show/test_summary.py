@@ -271,14 +271,15 @@ def test_fewer_turns_are_better() -> None:
 
 def test_a_comparison_as_a_row() -> None:
     compared = compare_all(arms_of(A="0011", B="0111"))[0]
-    found = compare_row("run", "key_door", compared)
+    found = compare_row("run", "key_door", "NO_HISTORY", compared)
     assert sorted(found) == sorted(COMPARE)
-    assert {name: found[name] for name in COMPARE[:13]} == {
+    assert {name: found[name] for name in COMPARE[:14]} == {
         "format": "compare/1",
         "run_id": "run",
         "a": "A",
         "b": "B",
         "env": "key_door",
+        "strategy": "NO_HISTORY",
         "metric": "success",
         "slice": "all",
         "n_pairs": 4,
