@@ -55,7 +55,11 @@ def test_an_interrupted_run_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "results"
     with subprocess.Popen(
-        _task(engine_url, out, "50"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        # A gate that runs in the background passes on that SIGINT is ignored.
+        ["env", "--default-signal=INT", *_task(engine_url, out, "50")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         _wait_for_calls(out)
         process.send_signal(signum)

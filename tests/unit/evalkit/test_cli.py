@@ -474,7 +474,8 @@ def test_an_interrupted_run_says_how_to_go_on(
     with FakeServer(chat) as server:
         argv = ["--model", server.url, "--env", "key_door", "-n", "2000", "-c", "2"]
         with subprocess.Popen(
-            [sys.executable, "-m", "evalkit", *argv],
+            # A gate that runs in the background passes on that SIGINT is ignored.
+            ["env", "--default-signal=INT", sys.executable, "-m", "evalkit", *argv],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
