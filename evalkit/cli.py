@@ -73,7 +73,7 @@ def run_command(words: Sequence[str]) -> int:
     from evalkit.run import start  # noqa: PLC0415
 
     file = typed.pop("config", None)
-    values = {**(load_yaml(Path(file)) if file else {}), **settings(typed)}
+    values = merged(settings(load_yaml(Path(file)) if file else {}), settings(typed))
     for required in ("model", "env"):
         if required not in values:
             raise BadConfig(f"--{required} is missing (see --help)")
@@ -127,6 +127,7 @@ def _add_task(parser: Parser) -> None:
     seeds.add_argument("-n", type=int, metavar="N", help="env seeds 0 to N-1 (default 100)")
     seeds.add_argument("--seeds", metavar="A:B", help="env seeds A to B-1, or a comma list")
     add("-k", type=int, help="repetitions of every seed (default 1)")
+    add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
 
 
 def _add_sampling(parser: Parser) -> None:
@@ -161,7 +162,6 @@ def _add_limits(parser: Parser) -> None:
         help="for a server that is away or starting (default 300; for an absent one at first 0)",
     )
     add("--attempts", type=int, help="tries of a failing call (default 6)")
-    add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
 
 
 def settings(typed: dict[str, Any]) -> dict[str, Any]:
@@ -169,11 +169,21 @@ def settings(typed: dict[str, Any]) -> dict[str, Any]:
     values = dict(typed)
     if "n" in values:
         count = values.pop("n")
-        if count < 1:
+        if type(count) is not int or count < 1:
             raise BadConfig(f"-n is at least 1, not {count}")
         values["seeds"] = f"0:{count}"
     if "env_arg" in values:
-        values["env_args"] = env_args(values.pop("env_arg"))
+        pairs = values.pop("env_arg")
+        values["env_args"] = env_args([pairs] if isinstance(pairs, str) else pairs)
+    return values
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay settings over others; parameters of the env one by one."""
+    values = {**base, **over}
+    under = base.get("env_args")
+    if "env_args" in over and isinstance(under, dict):
+        values["env_args"] = {**under, **over["env_args"]}
     return values
 
 
@@ -193,7 +203,12 @@ def env_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 def resume_command(words: Sequence[str]) -> int:
     """Go on with an interrupted run."""
-    parser = Parser(prog="evalkit resume", description=resume_command.__doc__)
+    parser = Parser(
+        prog="evalkit resume",
+        description=resume_command.__doc__,
+        argument_default=NOT_GIVEN,
+        allow_abbrev=False,
+    )
     parser.add_argument("run", type=Path, help="the run's directory")
     parser.add_argument(
         "--model",
@@ -201,10 +216,11 @@ def resume_command(words: Sequence[str]) -> int:
         metavar="[LABEL=]URL[#NAME]",
         help="where a model that has moved is now",
     )
-    typed = parser.parse_args(words)
+    _add_limits(parser)
+    typed = vars(parser.parse_args(words))
     from evalkit.run import resume  # noqa: PLC0415
 
-    return _played(resume(typed.run, show=sys.stderr, model=typed.model))
+    return _played(resume(typed.pop("run"), show=sys.stderr, **typed))
 
 
 def replay_command(words: Sequence[str]) -> int:
@@ -357,7 +373,13 @@ def _print_report(report: Report, folder: Path) -> None:
 
     print("\n".join(["", *text_table(table_cells(report))]))
     if report.compared:
-        print("\n" + "\n".join(report.verdicts))
+        few = len(report.pairs) <= 1
+        shown = [
+            v
+            for c, v in zip(report.compared, report.verdicts, strict=True)
+            if few or c.metric.name == "success"
+        ]
+        print("\n" + "\n".join(shown))
     tables = " ".join(sorted(file.name for file in folder.glob("*.csv")))
     print(f"\n{folder}/: report.md {tables}")
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import orjson
 import yaml
+from platformdirs import user_cache_path
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -33,8 +34,11 @@ from evalkit.play.strategies import parse_strategy
 
 BASELINES = ("random", "oracle", "noop", "human")
 LABEL = re.compile(r"([A-Za-z0-9._-]{1,40})=(.+)", re.DOTALL)
-RESERVED = ("messages", "model", "n", "seed", "stream")
-"""Fields of a request that evalkit itself decides."""
+RESERVED = (
+    *("messages", "model", "n", "seed", "stream"),
+    *("temperature", "top_p", "max_tokens", "structured_outputs"),
+)
+"""Fields of a request that evalkit decides, or that have a setting of their own."""
 MAX_SEEDS = 1_000_000
 INCIDENTAL = ("concurrency", "out", "timeout_s", "wait_s", "attempts", "api_key_env")
 """Settings that cannot change a trajectory; they are left out of the config's digest."""
@@ -171,8 +175,14 @@ def _guided(value: object) -> tuple[bool, ...]:
 def _extra_body(value: dict[str, Any]) -> dict[str, Any]:
     taken = [name for name in RESERVED if name in value]
     if taken:
-        raise ValueError(f"{', '.join(taken)} cannot be set: evalkit decides it itself")
+        raise ValueError(
+            f"{', '.join(taken)} cannot be set: evalkit decides it, or has a setting for it"
+        )
     return value
+
+
+def _path(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -205,7 +215,7 @@ class RunConfig(BaseModel):
     timeout_s: float = Field(default=120.0, gt=0)
     wait_s: float | None = Field(default=None, ge=0)
     api_key_env: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
-    out: str = "results"
+    out: Annotated[str, BeforeValidator(_path)] = "results"
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -282,6 +292,11 @@ class RunConfig(BaseModel):
         return key
 
 
+def cache_path() -> Path:
+    """Return the folder for what can be computed again: $PALAESTRA_CACHE, or the user's cache."""
+    return Path(os.environ.get("PALAESTRA_CACHE") or user_cache_path("palaestra"))
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML config; hyphens in names may be underscores.
 
@@ -299,7 +314,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise BadConfig(f"config {path}: expected settings by name")
-    return {key.replace("-", "_"): value for key, value in loaded.items()}
+    values = {key.replace("-", "_"): value for key, value in loaded.items()}
+    if len(values) != len(loaded):
+        raise BadConfig(f"config {path}: a setting is given twice, with a hyphen and without")
+    return values
 
 
 def _first_problem(error: ValidationError, cls: type[BaseModel]) -> str:

@@ -234,12 +234,14 @@ def _is_version(name: str, models: dict[str, dict[str, Any]]) -> bool:
     return name.partition("@")[0] in models
 
 
-def require_distinct(specs: list[tuple[str, ModelSpec]]) -> None:
-    """Refuse what cannot be played side by side.
+def require_playable(specs: list[tuple[str, ModelSpec]], config: RunConfig, *, own: bool) -> None:
+    """Refuse what cannot be played as asked.
 
     Raises:
-        BadConfig: a human among several models.
+        BadConfig: a human among several models, or guided answers of nothing but baselines.
 
     """
+    if any(config.guided) and not own and not any(spec.is_url for _, spec in specs):
+        raise BadConfig("guided answers need a server: a baseline always plays as it does")
     if len(specs) > 1 and any(spec.target == "human" for _, spec in specs):
         raise BadConfig("a human plays alone: --model human takes no second model")

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
-from evalkit.config import ModelSpec, RunConfig, parse_model
-from evalkit.connect import Connected, connect, require_distinct
-from evalkit.errors import BadConfig, EvalkitError, RunFailed
+from evalkit.config import ModelSpec, RunConfig, cache_path, parse_model
+from evalkit.connect import Connected, connect, require_playable
+from evalkit.errors import BadConfig, EvalkitError, RunFailed, UsageError
 from evalkit.manifest import describe, identities, keep_references, kept_references, now
 from evalkit.play.policy import Policy
 from evalkit.play.reference import references
 from evalkit.play.rollout import Arm
 from evalkit.play.runner import episode_keys, play_all
 from evalkit.play.strategies import parse_strategy
+from evalkit.record.references import Reference
 from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.tables import read_csv
 from evalkit.record.tally import ArmTally, Tally
@@ -84,6 +85,8 @@ def evaluate(
         RunFailed: it stopped half-way; `resume` goes on.
 
     """
+    if asyncio._get_running_loop() is not None:
+        raise BadConfig("evaluate() blocks, and an event loop is running: await evaluate_async()")
     return run_async(evaluate_async(model, env, show=show, **settings))
 
 
@@ -107,13 +110,14 @@ async def start(
     """Carry out a config as a new run."""
     make_env = env_factory(config)
     env = make_env()
+    known = await references(make_env, config.seeds, cache=cache_path())
     run_id = f"{_slug(env_id(env))}-{config.digest(digest(env))}"
     async with open_arms(config, make_env, run_id, policy) as (arms, connected):
         own = None if policy is None else type(policy).__qualname__
         manifest = describe(config, env, run_id, arms, connected, own)
         rundir = RunDir.create(Path(config.out), run_id, manifest)
         try:
-            return await carry_out(config, rundir, manifest, arms, make_env, show)
+            return await carry_out(config, rundir, manifest, arms, known, show)
         except EvalkitError:
             if _untouched(rundir):
                 rundir.discard()
@@ -121,11 +125,16 @@ async def start(
 
 
 async def resume(
-    path: Path, *, show: TextIO | None = None, model: Sequence[str] | None = None
+    path: Path,
+    *,
+    show: TextIO | None = None,
+    model: Sequence[str] | None = None,
+    **limits: Any,  # noqa: ANN401 - the fields of RunConfig that change no trajectory
 ) -> Run:
     """Go on with a run that was interrupted, and play again what was lost to errors.
 
-    `model` says anew where the models are, with the same labels, when a server has moved.
+    `model` says anew where the models are, with the same labels, when a server has moved; `limits`
+    are settings that cannot change a trajectory (`concurrency`, `timeout_s`, `attempts`, ...).
 
     Raises:
         BadConfig: no run there, or its env is not what it was.
@@ -133,7 +142,7 @@ async def resume(
     """
     rundir = RunDir.open(path)
     manifest = rundir.manifest()
-    config = RunConfig.read(manifest["config"], f"{rundir.manifest_path}")
+    config = RunConfig.read({**manifest["config"], **limits}, f"{rundir.manifest_path}")
     make_env = env_factory(config)
     if digest(make_env()) != manifest["env"]["digest"]:
         raise BadConfig(
@@ -145,9 +154,10 @@ async def resume(
         )
     if model is not None:
         config = config.model_copy(update={"model": _moved(config, model)})
+    known = await references(make_env, config.seeds, cache=cache_path())
     run_id = manifest["run_id"]
     async with open_arms(config, make_env, run_id, None) as (arms, _):
-        return await carry_out(config, rundir, manifest, arms, make_env, show)
+        return await carry_out(config, rundir, manifest, arms, known, show)
 
 
 def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
@@ -190,7 +200,7 @@ async def carry_out(
     rundir: RunDir,
     manifest: Mapping[str, Any],
     arms: Sequence[Arm],
-    make_env: Callable[[], TextEnv],
+    known: Mapping[str, Reference],
     show: TextIO | None,
 ) -> Run:
     """Play what is left of a run, then write its tables."""
@@ -211,18 +221,14 @@ async def carry_out(
     except (asyncio.CancelledError, EvalkitError) as error:
         if isinstance(error, asyncio.CancelledError) or not _untouched(rundir):
             say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
+        if isinstance(error, UsageError) and not _untouched(rundir):
+            raise RunFailed(str(error)) from error
         raise
-    return Run(rundir.path, await finish(config, rundir, manifest, make_env))
+    return Run(rundir.path, finish(rundir, manifest, known))
 
 
-async def finish(
-    config: RunConfig,
-    rundir: RunDir,
-    manifest: Mapping[str, Any],
-    make_env: Callable[[], TextEnv],
-) -> Report:
+def finish(rundir: RunDir, manifest: Mapping[str, Any], known: Mapping[str, Reference]) -> Report:
     """Write the tables of a run that was played, and say in its manifest that it is finished."""
-    known = await references(make_env, config.seeds)
     try:
         report = write_report(rundir, identities(manifest), known)
         rundir.write_manifest({**manifest, **keep_references(known), "finished_at": now()})
@@ -251,7 +257,7 @@ async def open_arms(
 ) -> AsyncIterator[tuple[list[Arm], dict[str, Connected]]]:
     """Connect every model and combine models, strategies and kinds of answer into arms."""
     specs = config.models()
-    require_distinct(specs)
+    require_playable(specs, config, own=own is not None)
     async with AsyncExitStack() as stack:
         connected: dict[str, Connected] = {}
         for label, spec in specs:

@@ -31,6 +31,8 @@ from evalkit.judge.paired import (
     sign_flip_permutation,
 )
 from evalkit.judge.power import (
+    least_decidable,
+    mde_one_way,
     mde_paired_proportion,
     minimum_detectable_effect,
     pairs_needed,
@@ -195,9 +197,11 @@ def _judge_binary(described: Comparison, means_a: FloatArray, means_b: FloatArra
         a_only=a_only,
         b_only=b_only,
         neither=neither,
-        mde80=_defined(mde_paired_proportion(discordant_rate, n, 0.8, alpha))
-        if discordant
-        else None,
+        mde80=_defined(
+            mde_paired_proportion(discordant_rate, n, 0.8, alpha)
+            if discordant
+            else mde_one_way(n, 0.8, alpha)
+        ),
         n_for_observed=pairs_needed_proportion(diff, discordant_rate, 0.8, alpha) if diff else None,
     )
 
@@ -207,6 +211,8 @@ def _judge_graded(described: Comparison, diffs: FloatArray, seed: int) -> Compar
     alpha = 1.0 - described.level
     spread = bool(np.any(diffs != diffs[0]))
     sd = float(diffs.std(ddof=1)) if spread else 0.0
+    least = least_decidable(alpha)  # with fewer pairs no outcome of the sign-flip test decides
+    known = spread and diffs.size >= least
     return replace(
         described,
         diff=estimate.mean,
@@ -216,9 +222,11 @@ def _judge_graded(described: Comparison, diffs: FloatArray, seed: int) -> Compar
         test=PairedTest.SIGN_FLIP,
         p=sign_flip_permutation(diffs, seed=seed),
         effect_size=estimate.mean / sd if spread else None,
-        mde80=minimum_detectable_effect(sd, diffs.size, 0.8, alpha) if spread else None,
+        mde80=minimum_detectable_effect(sd, diffs.size, 0.8, alpha) if known else None,
         n_for_observed=(
-            pairs_needed(estimate.mean, sd, 0.8, alpha) if spread and estimate.mean else None
+            max(least, pairs_needed(estimate.mean, sd, 0.8, alpha))
+            if spread and estimate.mean
+            else None
         ),
     )
 

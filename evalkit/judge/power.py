@@ -99,6 +99,37 @@ def mde_paired_proportion(
     return effect if effect <= discordant_rate else math.inf
 
 
+def least_decidable(alpha: float = 0.05) -> int:
+    """Return the fewest pairs that, all differing one way, a two-sided sign test decides on.
+
+    Raises ValueError for an alpha outside (0, 1).
+    """
+    _require_design(0.5, alpha)
+    return max(1, math.ceil(1.0 - math.log2(alpha)))
+
+
+def mde_one_way(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Find the difference that exact McNemar sees on n seeds if all flips go one way.
+
+    The answer for arms that never differed yet: the rate of flips at which at least
+    `least_decidable` of n seeds flip, with the power asked for. Beyond 1 the answer is inf.
+    Raises ValueError for a power or alpha outside (0, 1).
+    """
+    _require_design(power, alpha)
+    least = least_decidable(alpha)
+    if n < least:
+        return math.inf
+
+    def seen(rate: float) -> float:
+        return 1.0 - sum(math.comb(n, k) * rate**k * (1.0 - rate) ** (n - k) for k in range(least))
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(middle) >= power else (middle, high)
+    return high
+
+
 def pairs_needed_proportion(
     effect: float, discordant_rate: float, power: float = 0.8, alpha: float = 0.05
 ) -> int:

@@ -6,8 +6,10 @@ not used because its cost grows with the history.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import partial
 from sys import intern
 from typing import Any, TypeVar
@@ -202,8 +204,14 @@ def _of(kind: type[T], value: object) -> T | None:
 
 
 def _seconds(value: str | None) -> float | None:
-    """Read Retry-After where it is a number of seconds; a date is left to the backoff."""
+    """Read Retry-After: a number of seconds, or a date; None for anything else."""
+    if value is None:
+        return None
     try:
-        return max(0.0, float(value)) if value is not None else None
+        return max(0.0, float(value))
     except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
         return None

@@ -14,13 +14,16 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from envs import TextEnv, digest
-from evalkit.errors import RunFailed
+from evalkit.errors import BadConfig
 from evalkit.play.baselines import OraclePolicy, RandomPolicy
 from evalkit.play.policy import Policy
 from evalkit.play.rollout import Arm, play
 from evalkit.play.strategies import NoHistory
 from evalkit.record.references import Reference, load_references, save_references
 from evalkit.record.trajectory import Key
+
+RULES = 1
+"""Raised when random or oracle play another way, so that what was kept counts no more."""
 
 
 async def references(
@@ -29,12 +32,12 @@ async def references(
     """Return the references by name: "random" and "oracle".
 
     Raises:
-        RunFailed: the env broke under one of them on every seed.
+        BadConfig: the env broke under one of them on every seed.
 
     """
-    folder = cache or user_cache_path("palaestra") / "references"
+    folder = (cache or user_cache_path("palaestra")) / "references"
     seed_digest = hashlib.sha256(repr(sorted(seeds)).encode()).hexdigest()[:16]
-    file = folder / f"{digest(make_env())}-{seed_digest}.json"
+    file = folder / f"{digest(make_env())}-{seed_digest}-{RULES}.json"
     known = load_references(file)
     if known is None:
         policies: dict[str, Policy] = {"random": RandomPolicy(), "oracle": OraclePolicy()}
@@ -51,7 +54,7 @@ async def _measure(
     played = [await play(arm, Key(env_seed=seed, repetition=0, arm=name)) for seed in seeds]
     scored = [trajectory for trajectory in played if trajectory.scored]
     if not scored:
-        raise RunFailed(f"the env broke under the {name} policy: {played[0].failure_message}")
+        raise BadConfig(f"the env broke under the {name} policy: {played[0].failure_message}")
     return Reference(
         policy=name,
         n_episodes=len(scored),

@@ -263,13 +263,15 @@ def _error_note(arm: str, numbers: ArmNumbers) -> str:
 def _divergence_notes(report: Report) -> list[str]:
     """Say for every pair of arms whether any trajectory differs, and name the first ones."""
     notes = []
+    rows = {row["arm"]: row for row in report.summary}
     for a, b in report.pairs:
         left, right = report.numbers[a], report.numbers[b]
         shared = len(left.traces.keys() & right.traces.keys())
         differing = divergent_turns(left, right)
         line = f"`{a}` and `{b}`: {shared - len(differing)} of {shared} episodes "
         line += "are identical, turn by turn."
-        if differing and len(differing) < shared:
+        alike = all(rows[a][same] == rows[b][same] for same in ("strategy", "guided"))
+        if differing and alike:
             named = [f"seed {seed} turn {turn}" for seed, _, turn in differing[:20]]
             more = "..." if len(differing) > 20 else ""
             line += f" First turns that differ: {', '.join(named)}{more}"

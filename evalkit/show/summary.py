@@ -115,7 +115,7 @@ class Metric:
 
 
 METRICS = (
-    Metric(name="success", values=lambda numbers: numbers.success, binary=True),
+    Metric(name="success", values=lambda numbers: numbers.success, binary=True, most=1.0),
     Metric(name="return", values=lambda numbers: numbers.return_),
     Metric(name="valid_action_rate", values=lambda numbers: numbers.valid, most=1.0),
     Metric(name="steps", values=lambda numbers: numbers.steps, higher_is_better=False),
@@ -277,13 +277,16 @@ def compare_row(run_id: str, env: str, strategy: str, compared: Compared) -> dic
         "ci_method": found.ci_method and found.ci_method.value,
         "test": found.test and found.test.value,
         "p_holm": compared.p_holm,
-        "verdict": decision_word(compared.decision),
+        "verdict": decision_word(compared),
     }
 
 
-def decision_word(decision: Decision) -> str:
-    """Return the one word of a decision: better, worse, undecided, no_data."""
-    return decision.name.lower()
+def decision_word(compared: Compared) -> str:
+    """Return the word of a decision: better, worse, undecided, no_data; of turns fewer, more."""
+    word = compared.decision.name.lower()
+    if compared.metric.name == "steps":
+        return {"better": "fewer", "worse": "more"}.get(word, word)
+    return word
 
 
 def paired_rows(

@@ -25,8 +25,10 @@ def verdict(compared: Compared) -> str:
     size = _amount(compared.metric, found.diff)
     if compared.decision is Decision.UNDECIDED:
         return f"no decision between {a} and {b}: {size} {what} {evidence}{_outlook(compared)}"
-    word = "better" if compared.decision is Decision.BETTER else "worse"
-    return f"{b} is {word} than {a}: {size} {what} {evidence}"
+    better = compared.decision is Decision.BETTER
+    if compared.metric.name == "steps":  # to lose sooner is not to be better
+        return f"{b} takes {'fewer' if better else 'more'} turns than {a}: {size} {evidence}"
+    return f"{b} is {'better' if better else 'worse'} than {a}: {size} {what} {evidence}"
 
 
 def _evidence(compared: Compared) -> list[str]:
@@ -54,8 +56,10 @@ def _evidence(compared: Compared) -> list[str]:
 def _outlook(compared: Compared) -> str:
     """Say what these seeds could have shown, and what the observed difference would need."""
     found = compared.found
+    if found.p is not None and found.p <= 1.0 - found.level:
+        return "; decided alone, but not among as many pairs of arms as were compared"
     parts = []
-    if found.mde80 is not None:
+    if found.mde80 is not None and found.mde80 <= compared.metric.most:
         least = _amount(compared.metric, found.mde80, signed=False)
         parts.append(f"these seeds show differences from {least} on")
     if found.n_for_observed is not None and found.n_for_observed > found.n_pairs:

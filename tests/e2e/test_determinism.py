@@ -44,5 +44,6 @@ def test_turns_that_differ_are_named(tmp_path: Path) -> None:
     _evalkit("compare", a, b, "--out", tmp_path / "compared")
     report = (tmp_path / "compared" / "report.md").read_text()
     assert "0 of 3 episodes are identical" in report
+    assert "First turns that differ: seed 0 turn 2, seed 1 turn 2, seed 2 turn 2" in report
     paired = (tmp_path / "compared" / "paired.csv").read_text().splitlines()
     assert [row.rsplit(",", 1)[1] for row in paired] == ["first_divergent_turn", "2", "2", "2"]

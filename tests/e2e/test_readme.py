@@ -23,8 +23,9 @@ COMMANDS = [
 ELSEWHERE = {
     "make demo": "tests/e2e/test_demo.py",
     "make test": "this very run",
-    "python -m serve pull smollm2-135m-instruct": "the fixture vllm_url",
-    "python -m serve up --model smollm2-135m-instruct --port 8000": "the fixture vllm_url",
+    ". .venv/bin/activate": "tests/e2e/test_readme.py",
+    "python -m serve pull smollm2-135m-instruct": "tests/e2e/test_demo.py",
+    "python -m serve up --model smollm2-135m-instruct --port 8000": "tests/e2e/test_demo.py",
 }
 """Commands that another test runs."""
 
@@ -67,6 +68,16 @@ def test_command_against_the_server(command: str, tmp_path: Path, vllm_url: str)
 @pytest.mark.parametrize("program", [block for language, block in BLOCKS if language == "python"])
 def test_python_example(program: str, tmp_path: Path) -> None:
     assert _run([sys.executable, "-c", program], tmp_path).startswith("1.0 ")
+
+
+def test_the_environment_is_where_the_readme_says() -> None:
+    program = ". .venv/bin/activate && python -m evalkit envs && evalkit --help"
+    assert "key_door" in _run(["bash", "-c", program], ROOT)
+
+
+def test_the_benchmark_runs() -> None:
+    small = ["--episodes", "20", "--turns", "2", "--repeats", "1"]
+    assert "turns/s" in _run([sys.executable, "bench/evalkit.py", *small], ROOT)
 
 
 def test_measured_commands_exist() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evalkit.cli import env_args, main, run_parser, settings
+from evalkit.cli import env_args, main, merged, run_parser, settings
 from evalkit.config import RunConfig
 from evalkit.errors import BadConfig
 from evalkit.record.rundir import RunDir
@@ -400,7 +400,7 @@ concurrency: 7
     [
         ("", {}),
         ("--model random", {"model": ("random",)}),
-        ("--env-arg size=3", {"env_args": {"size": 3}}),
+        ("--env-arg size=3", {"env_args": {"size": 3, "max_turns": 3}}),
         ("--strategy NO_HISTORY", {"strategy": ("NO_HISTORY",)}),
         ("--guided off", {"guided": (False,)}),
         ("--guided", {"guided": (True,)}),
@@ -422,15 +422,29 @@ def test_the_command_line_wins_over_yaml_even_where_it_says_the_default(
 
     (folder / "config.yaml").write_text(YAML)
     file = load_yaml(folder / "config.yaml")
-    config = RunConfig.read({**file, **settings(vars(run_parser().parse_args(typed.split())))})
+    config = RunConfig.read(merged(file, settings(vars(run_parser().parse_args(typed.split())))))
     assert config == RunConfig.read(file).model_copy(update=changes)
+
+
+def test_yaml_takes_the_short_names_of_the_command_line(folder: Path) -> None:
+    (folder / "config.yaml").write_text("model: noop\nenv: key_door\nn: 2\nenv_arg: max_turns=3\n")
+    assert main(["--config", "config.yaml"]) == 0
+    assert RunDir.open(the_run(folder).path).manifest()["config"]["seeds"] == [0, 1]
+    (folder / "twice.yaml").write_text("env-args: {size: 2}\nenv_args: {size: 3}\n")
+    assert main(["--config", "twice.yaml"]) == 2
+
+
+def test_resume_takes_other_limits(folder: Path) -> None:
+    assert main(["--model", "noop", *SMALL]) == 0
+    assert main(["resume", str(the_run(folder).path), "-c", "2", "--attempts", "1"]) == 0
 
 
 def test_a_run_from_yaml_alone(folder: Path) -> None:
     (folder / "config.yaml").write_text(YAML)
-    assert main(["--config", "config.yaml", "-n", "2"]) == 0
+    assert main(["--config", "config.yaml", "-n", "2"]) == 2  # no server to guide
+    assert main(["--config", "config.yaml", "-n", "2", "--guided", "off"]) == 0
     rows = read_csv(the_run(folder).path / "summary.csv")
-    assert [row["arm"] for row in rows] == ["A.guided", "A.free", "B.guided", "B.free"]
+    assert [row["arm"] for row in rows] == ["A", "B"]
     assert {row["n_episodes"] for row in rows} == {"4"}
 
 

@@ -10,7 +10,10 @@ from scipy import stats
 from statsmodels.stats.power import NormalIndPower, TTestPower
 from statsmodels.stats.proportion import proportion_effectsize
 
+from evalkit.judge.paired import mcnemar
 from evalkit.judge.power import (
+    least_decidable,
+    mde_one_way,
     mde_paired_proportion,
     mde_unpaired_proportion,
     minimum_detectable_effect,
@@ -144,3 +147,20 @@ def test_unpaired_difference_at_the_edges() -> None:
 def test_pairing_pays() -> None:
     """At a success rate of .5 and correlation .5, pairs see smaller differences than two groups."""
     assert mde_paired_proportion(0.25, 200) < 0.75 * mde_unpaired_proportion(0.5, 200)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.01, 0.001])
+def test_least_decidable_is_where_exact_mcnemar_begins_to_reject(alpha: float) -> None:
+    least = least_decidable(alpha)
+    assert mcnemar(least, 0).p <= alpha < mcnemar(least - 1, 0).p
+
+
+@pytest.mark.parametrize("n", [6, 20, 100, 2_000])
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
+def test_one_way_flips_are_seen_with_the_power_asked_for(n: int, power: float) -> None:
+    rate = mde_one_way(n, power)
+    assert stats.binom.sf(least_decidable() - 1, n, rate) == pytest.approx(power, abs=1e-9)
+
+
+def test_too_few_pairs_show_no_difference_at_all() -> None:
+    assert mde_one_way(5) == math.inf

@@ -91,7 +91,7 @@ SENTENCES = {
     "fewer turns": (
         compared(METRIC["steps"], "9 9 9 9 9 9 9 9", "4 5 4 5 4 5 4 5"),
         (
-            "tuned is better than base: -4.50 turns (95 % CI -4.95..-4.05, sign-flip permutation "
+            "tuned takes fewer turns than base: -4.50 (95 % CI -4.95..-4.05, sign-flip permutation "
             "p=.008, n=8 paired seeds)"
         ),
     ),
