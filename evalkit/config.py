@@ -247,7 +247,8 @@ class RunConfig(BaseModel):
     def digest(self, env_digest: str) -> str:
         """Name what is run: 8 hexadecimal digits over everything that can change a trajectory."""
         kept = {k: v for k, v in self.model_dump(mode="json").items() if k not in INCIDENTAL}
-        described = orjson.dumps([kept, env_digest], option=orjson.OPT_SORT_KEYS)
+        scripts = [_script_digest(spec) for _, spec in self.models()]
+        described = orjson.dumps([kept, env_digest, scripts], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(described).hexdigest()[:8]
 
     def models(self) -> list[tuple[str, ModelSpec]]:
@@ -318,6 +319,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if len(values) != len(loaded):
         raise BadConfig(f"config {path}: a setting is given twice, with a hyphen and without")
     return values
+
+
+def _script_digest(spec: ModelSpec) -> str:
+    """Name the replies of a script; "" for every other model, and for a file that is not there."""
+    file = Path(spec.target.removeprefix("script:"))
+    if spec.is_url or spec.target in BASELINES or not file.is_file():
+        return ""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _first_problem(error: ValidationError, cls: type[BaseModel]) -> str:

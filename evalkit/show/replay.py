@@ -39,4 +39,6 @@ def _turn_lines(turn: Turn) -> Iterator[str]:
 
 
 def _indented(text: str) -> str:
-    return text.strip().replace("\n", "\n     ")
+    """Indent a text; a model's control characters are shown, not sent to the terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.strip())
+    return shown.replace("\n", "\n     ")

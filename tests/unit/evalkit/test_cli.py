@@ -524,3 +524,25 @@ def test_the_end_of_input_stops_a_human(folder: Path) -> None:
     )
     assert ran.returncode == 130
     assert "Traceback" not in ran.stderr
+
+
+def test_an_edited_script_is_another_run(folder: Path) -> None:
+    (folder / "s.txt").write_text("<action>up</action>\n")
+    assert main(["--model", "script:s.txt", *SMALL]) == 0
+    first = the_run(folder).path
+    (folder / "s.txt").write_text("<action>down</action>\n")
+    assert main(["resume", str(first)]) == 2
+    assert main(["--model", "script:s.txt", *SMALL]) == 0
+    assert len({run.name.split(".")[0] for run in first.parent.iterdir()}) == 2
+
+
+def test_a_replay_sends_no_control_characters(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "s.txt").write_text("\x1b[31mred <action>up</action>\n")
+    assert main(["--model", "script:s.txt", *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["replay", str(the_run(folder).path), "--seed", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert r"\x1b[31mred" in shown
