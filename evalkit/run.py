@@ -149,7 +149,9 @@ async def resume(
             f"the env {config.env} is not what it was when {path} began: start a new run"
         )
     if config.digest(manifest["env"]["digest"]) != manifest["config_digest"]:
-        raise BadConfig(f"a script that {path} plays is not what it was, or not there: start a new run")
+        raise BadConfig(
+            f"a script that {path} plays is not what it was, or not there: start a new run"
+        )
     if manifest["policy"] is not None:
         raise BadConfig(
             f"{path} was played by a Python object, {manifest['policy']}: not resumable"
