@@ -12,7 +12,8 @@ import inspect
 import json
 import sys
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,16 @@ def _keyword_params(cls: type[TextEnv]) -> list[str]:
 
 
 def _load_module(name: str) -> Any:  # noqa: ANN401 - a module of the user's
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UnknownEnv(f"no module named {error.name!r} (looked for env {name!r})") from error
-        raise _broken(name, error) from error
-    except Exception as error:  # whatever a user's module does when it is loaded
-        raise _broken(name, error) from error
+    with _loading(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if name == missing or name.startswith(f"{missing}."):
+                raise UnknownEnv(
+                    f"no module named {missing!r} (looked for env {name!r})"
+                ) from error
+            raise
 
 
 def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
@@ -132,16 +135,23 @@ def _load_file(path: Path) -> Any:  # noqa: ANN401 - a module of the user's
     sys.modules[name] = module
     with ExitStack() as undo:  # or the next call would take a half-made module for the file
         undo.callback(sys.modules.pop, name)
-        try:
+        with _loading(str(path)):
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever a user's file does when it is loaded
-            raise _broken(str(path), error) from error
         undo.pop_all()
     return module
 
 
-def _broken(place: str, error: Exception) -> UnknownEnv:
-    """Say in one line where a user's code broke: the innermost line of the traceback."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{frame.filename}, line {frame.lineno}"
-    return UnknownEnv(f"{place} does not load: {type(error).__name__}: {error} ({where})")
+@contextmanager
+def _loading(place: str) -> Iterator[None]:
+    """Say in one line where code that is being loaded broke: the traceback's innermost line.
+
+    Broad on purpose: the block runs nothing but a user's module, which may raise anything.
+    """
+    try:
+        yield
+    except UnknownEnv:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        raise UnknownEnv(f"{place} does not load: {said}") from error
