@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -175,6 +175,18 @@ class TextEnv(ABC):
     def tools(self) -> list[dict[str, Any]]:
         """Return the actions as OpenAI tool definitions; empty where the env has no tool form."""
         return []
+
+
+def choice_tool(name: str, description: str, actions: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAI definition of a tool whose one argument, `action`, is one of `actions`."""
+    parameters = {
+        "type": "object",
+        "properties": {"action": {"type": "string", "enum": list(actions)}},
+        "required": ["action"],
+        "additionalProperties": False,
+    }
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 @lru_cache(maxsize=64)

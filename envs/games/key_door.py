@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
-from envs.base import EpisodeOver, Info, StepResult, TextEnv
+from envs.base import EpisodeOver, Info, StepResult, TextEnv, choice_tool
 
 MOVES = ("up", "down", "left", "right")
 ACTIONS = (*MOVES, "interact")
@@ -273,16 +273,11 @@ class KeyDoor(TextEnv):
 
     def tools(self) -> list[dict[str, Any]]:
         """Return one tool whose argument is the action."""
-        choice = {"type": "string", "enum": list(ACTIONS)}
-        parameters = {
-            "type": "object",
-            "properties": {"action": choice},
-            "required": ["action"],
-            "additionalProperties": False,
-        }
-        description = "Walk to the next room, or interact with what is in this one."
-        function = {"name": "action", "description": description, "parameters": parameters}
-        return [{"type": "function", "function": function}]
+        return [
+            choice_tool(
+                "action", "Walk to the next room, or interact with what is in this one.", ACTIONS
+            )
+        ]
 
     def _interact(self) -> tuple[str, float, str]:
         """Return (feedback, reward, event) of interacting with the room."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Self
 
-from envs.base import EpisodeOver, Info, StepResult, TextEnv
+from envs.base import EpisodeOver, Info, StepResult, TextEnv, choice_tool
 
 OPPONENTS = ("random", "minimax", "noisy")
 _NOISY_EPSILON = 0.25
@@ -220,16 +220,7 @@ class TicTacToe(TextEnv):
 
     def tools(self) -> list[dict[str, Any]]:
         """Return one tool whose argument is the cell."""
-        choice = {"type": "string", "enum": list(_CELLS)}
-        parameters = {
-            "type": "object",
-            "properties": {"action": choice},
-            "required": ["action"],
-            "additionalProperties": False,
-        }
-        description = "Put your mark into a free cell."
-        function = {"name": "move", "description": description, "parameters": parameters}
-        return [{"type": "function", "function": function}]
+        return [choice_tool("move", "Put your mark into a free cell.", _CELLS)]
 
     def _opponent_replies(self) -> str | None:
         """Let the opponent play; return the outcome if that ends the game."""
