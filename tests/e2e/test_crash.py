@@ -27,8 +27,10 @@ def _engine_url() -> Iterator[str]:
         command += ["--reply", reply]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def _evaluate(url: str, out: Path) -> list[str]:

@@ -22,8 +22,10 @@ def _engine_url() -> Iterator[str]:
     command += ["--reply", "<action>up</action>", "--reply", "<action>left</action>"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def _task(url: str, out: Path, seeds: str) -> list[str]:
@@ -112,8 +114,10 @@ def test_a_server_that_dies_ends_the_run_and_not_the_episodes(tmp_path: Path) ->
         out = tmp_path / "results"
         task = [*_task(url, out, "50"), "--wait-s", "1"]
         with subprocess.Popen(task, stderr=subprocess.PIPE, text=True) as process:
-            _wait_for_calls(out)
-            engine.terminate()
+            try:
+                _wait_for_calls(out)
+            finally:
+                engine.terminate()
             _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "go on with: python -m evalkit resume" in stderr
