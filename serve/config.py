@@ -23,12 +23,21 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt and completion together, in tokens; None is the checkpoint's own."""
     api_key: str | None = field(default=None, repr=False)
+    swappable: bool = True
+    """Whether it can take new weights while it runs."""
+    lora: bool = False
+    """Whether it serves LoRA versions beside the full one."""
+    max_loras: int = 4
+    """The most adapters in one batch, and loaded at once."""
+    max_lora_rank: int = 16
+    cores: str | None = None
+    """The CPU's cores for it, as `0-3` or `0,1`; None is all that vLLM sees fit."""
     extra_args: tuple[str, ...] = ()
     """Put last on vLLM's command line, so they win."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65_536:
-            raise ConfigError(f"a port is a number from 0 to 65535, got {self.port}")
+            raise ConfigError(f"a port is a number from 1 to 65535, got {self.port}")
         if self.max_model_len is not None and self.max_model_len < 1:
             raise ConfigError(f"--max-model-len must be at least 1, got {self.max_model_len}")
         if self.api_key is None and not is_loopback(self.host):

@@ -5,9 +5,16 @@ ServeError
 │   ├── UnknownModel     no such checkpoint, and how to get one
 │   └── PortInUse        somebody else listens there
 ├── PullFailed           the model could not be fetched or is not what was expected
-└── EngineError
-    ├── EngineDied       the engine's process ended by itself; carries its log's tail
-    └── EngineNotReady   alive, but no completion worked before the deadline
+├── StateError           what lies in the state folder cannot be read or written
+├── EngineError
+│   ├── EngineDied       the engine's process ended by itself; carries its log's tail
+│   ├── EngineNotReady   alive, but no completion worked before the deadline
+│   └── SwapFailed       the engine did not take the weights; it serves what it served before
+├── PolicyError
+│   ├── UnknownPolicy    no such name, or no such version of it
+│   ├── BadCheckpoint    what was to be published is incomplete, or not what it says it is
+│   └── VersionConflict  the version exists with other bytes, or lies behind the newest
+└── AdminError           the gateway refused what an AdminClient asked; carries status and body
 """
 
 
@@ -31,6 +38,10 @@ class PullFailed(ServeError):
     """A model could not be fetched, or what came is not what was expected."""
 
 
+class StateError(ServeError):
+    """The state folder's content cannot be read or written."""
+
+
 class EngineError(ServeError):
     """The engine cannot serve."""
 
@@ -41,3 +52,31 @@ class EngineDied(EngineError):
 
 class EngineNotReady(EngineError):
     """The engine runs, yet no completion worked before the deadline."""
+
+
+class SwapFailed(EngineError):
+    """The engine did not take new weights."""
+
+
+class PolicyError(ServeError):
+    """A policy cannot be published, found or rolled back."""
+
+
+class UnknownPolicy(PolicyError):
+    """No policy has that name, or it has no such version."""
+
+
+class BadCheckpoint(PolicyError):
+    """The folder is not a whole checkpoint of the kind it claims to be."""
+
+
+class VersionConflict(PolicyError):
+    """The version is taken by other bytes, or lies behind the newest one."""
+
+
+class AdminError(ServeError):
+    """A gateway refused an administrative request, or did not answer: then `status` is 0."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the gateway answered {status}: {message}" if status else message)
+        self.status = status

@@ -1,5 +1,6 @@
 """The command line with which vLLM serves a checkpoint on this device. Pure, but for `detect`."""
 
+import json
 import os
 import shutil
 import sys
@@ -8,7 +9,8 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from serve.config import EngineConfig
+from serve.config import EngineConfig, is_loopback
+from serve.engine.weights_plugin import BACKEND
 from serve.errors import ConfigError
 
 _GIB = 1 << 30
@@ -62,6 +64,8 @@ def vllm_command(config: EngineConfig, device: Device) -> Command:
     ]
     if config.max_model_len is not None:
         argv += ["--max-model-len", str(config.max_model_len)]
+    policy_args, policy_env = _for_policies(config)
+    argv += policy_args
     # uvicorn closes an idle connection after 5 s, under the feet of a client about to reuse it.
     defaults = {
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
@@ -71,9 +75,30 @@ def vllm_command(config: EngineConfig, device: Device) -> Command:
     if device.kind is DeviceKind.CPU:
         argv += _CPU_ARGS
         defaults["VLLM_CPU_KVCACHE_SPACE"] = str(_kv_cache_gib(device.memory_bytes))
+        if config.cores is not None:
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = config.cores
     # In the environment, where `ps` does not show it; and never one that we were not told of.
-    key = {"VLLM_API_KEY": config.api_key or ""}
-    return Command(argv=(*argv, *config.extra_args), env=key, env_defaults=defaults, noise=_NOISE)
+    env = {"VLLM_API_KEY": config.api_key or "", **policy_env}
+    return Command(argv=(*argv, *config.extra_args), env=env, env_defaults=defaults, noise=_NOISE)
+
+
+def _for_policies(config: EngineConfig) -> tuple[list[str], dict[str, str]]:
+    """Return what lets an engine sample for training, and take new weights while it runs.
+
+    The routes for new weights ask for no key, so nobody but this machine may reach them.
+    """
+    # Token in, token out; and the probabilities that tokens were really drawn with.
+    argv = ["--enable-scale-out", "--logprobs-mode", "processed_logprobs"]
+    env = {}
+    if config.swappable and is_loopback(config.host):
+        argv += ["--weight-transfer-config", json.dumps({"backend": BACKEND})]
+        env["VLLM_SERVER_DEV_MODE"] = "1"
+    if config.lora:
+        argv += ["--enable-lora", "--max-loras", str(config.max_loras)]
+        argv += ["--max-lora-rank", str(config.max_lora_rank)]
+        if is_loopback(config.host):
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    return argv, env
 
 
 _CPU_ARGS = (

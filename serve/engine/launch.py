@@ -114,7 +114,9 @@ class LaunchedEngine(Engine):
 
     async def _probe(self) -> None:
         """Ask until every question that a client will ask is answered."""
-        async with httpx.AsyncClient(headers=self._headers, timeout=_PROBE_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(
+            headers=self._headers, timeout=_PROBE_TIMEOUT_S, trust_env=False
+        ) as client:
             while True:
                 if await self._answers(client):
                     return

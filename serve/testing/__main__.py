@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from serve.testing import FakeEngine, Faults
@@ -30,6 +31,12 @@ def main(argv: list[str] | None = None) -> int:
         host=options.host,
         port=options.port,
         faults=faults,
+        dev_mode=options.dev_mode,
+        versioned_reply=options.versioned_reply,
+        root=options.root,
+        itl_s=options.itl_ms / 1000,
+        kv_blocks=options.kv_blocks,
+        most_running=options.most_running,
     )
     _run()(_serve(engine))
     return 0
@@ -44,7 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reply", action="append", default=[], help="repeat to have one chosen by digest"
     )
-    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="before the first token")
+    parser.add_argument("--itl-ms", type=float, default=0.0, help="before every token")
+    parser.add_argument("--dev-mode", action="store_true", help="vLLM's routes for new weights")
+    parser.add_argument(
+        "--versioned-reply", action="store_true", help="say which weights make each token"
+    )
+    parser.add_argument("--root", type=Path, help="the checkpoint it seems to be started with")
+    parser.add_argument("--kv-blocks", type=int, default=0, help="size of the prefix cache")
+    parser.add_argument(
+        "--most-running", type=int, metavar="N", help="so many requests; others wait"
+    )
     parser.add_argument(
         "--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY"
     )

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def config(**fields: object) -> EngineConfig:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"port": 0}, "a port is a number"),
+        ({"port": 0}, "a port is a number from 1 to 65535, got 0"),
         ({"port": 65_536}, "a port is a number"),
         ({"max_model_len": 0}, "--max-model-len must be at least 1, got 0"),
         ({"host": "0.0.0.0"}, r"refusing to listen on 0\.0\.0\.0 without a key"),
@@ -68,3 +69,12 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = child_environment({"SAID": "default", "UNSAID": "default"}, {"FIXED": "yes"})
     assert (child["SAID"], child["UNSAID"], child["FIXED"]) == ("by user", "default", "yes")
     assert child_environment({}, {"SAID": "fixed"})["SAID"] == "fixed"
+
+
+def test_what_an_engine_is_told() -> None:
+    plain = config()
+    assert (plain.host, plain.port, plain.api_key) == ("127.0.0.1", 8000, None)
+    assert (plain.swappable, plain.lora, plain.cores, plain.extra_args) == (True, False, None, ())
+    assert "k-secret" not in repr(config(api_key="k-secret"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plain.port = 1  # type: ignore[misc]

@@ -21,6 +21,9 @@ COMMON = (
     "--disable-uvicorn-access-log",
     "--enable-prompt-tokens-details",
 )
+SAMPLING = ("--enable-scale-out", "--logprobs-mode", "processed_logprobs")
+SWAPPABLE = ("--weight-transfer-config", '{"backend": "palaestra-file"}')
+DEV_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 
 NOISE = vllm_command(config(), GPU).noise
 DEFAULTS = {
@@ -32,8 +35,8 @@ DEFAULTS = {
 
 def test_on_a_gpu() -> None:
     assert vllm_command(config(), GPU) == Command(
-        argv=COMMON,
-        env={"VLLM_API_KEY": ""},
+        argv=(*COMMON, *SAMPLING, *SWAPPABLE),
+        env={"VLLM_API_KEY": "", **DEV_MODE},
         noise=NOISE,
         env_defaults=DEFAULTS,
     )
@@ -42,14 +45,41 @@ def test_on_a_gpu() -> None:
 def test_on_a_cpu() -> None:
     assert vllm_command(config(), CPU) == Command(
         argv=(
-            *COMMON,
+            *(*COMMON, *SAMPLING, *SWAPPABLE),
             *("--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"),
             *("--block-size", "32"),
         ),
-        env={"VLLM_API_KEY": ""},
+        env={"VLLM_API_KEY": "", **DEV_MODE},
         noise=NOISE,
         env_defaults=DEFAULTS | {"VLLM_CPU_KVCACHE_SPACE": "2"},
     )
+
+
+LORA_ENV = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "argv", "env"),
+    [
+        ({"swappable": False}, SAMPLING, {}),
+        (
+            {"lora": True, "max_loras": 3, "max_lora_rank": 32},
+            (
+                *(*SAMPLING, *SWAPPABLE, "--enable-lora"),
+                *("--max-loras", "3", "--max-lora-rank", "32"),
+            ),
+            DEV_MODE | LORA_ENV,
+        ),
+        # Whoever reaches the routes for new weights may use them: others must not.
+        ({"host": "0.0.0.0", "api_key": "key"}, SAMPLING, {}),
+    ],
+)
+def test_weights_and_adapters(
+    fields: dict[str, object], argv: tuple[str, ...], env: dict[str, str]
+) -> None:
+    command = vllm_command(config(**fields), GPU)
+    assert command.argv[len(COMMON) :] == argv
+    assert command.env == {"VLLM_API_KEY": str(fields.get("api_key", "")), **env}
 
 
 @pytest.mark.parametrize(("gib", "kv_gib"), [(1, "1"), (4, "1"), (8, "2"), (512, "2")])

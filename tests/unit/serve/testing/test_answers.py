@@ -4,7 +4,8 @@ from typing import Any
 import orjson
 import pytest
 
-from serve.testing.answers import Answerer, Refusal, Reply
+from serve.testing.answers import Answerer, Reply
+from serve.testing.refusals import Refusal
 
 MESSAGES = [{"role": "user", "content": "one two\nthree"}]
 

@@ -62,6 +62,7 @@ def test_counts_and_log_of_finished_requests() -> None:
         "connections_max": 1,
         "connections_total": 1,
         "abandoned": 0,
+        "tokens_made": 9,
     }
 
 
@@ -203,7 +204,9 @@ def test_requests_come_apart_wherever_the_bytes_are_split() -> None:
     ("request_bytes", "status"),
     [
         (b"POST /v1/completions HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
-        (b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"411"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n", b"400"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", b"400"),
         (b"GET /" + b"x" * 70_000, b"431"),
     ],
 )

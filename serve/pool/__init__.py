@@ -1,0 +1,1 @@
+"""Replicas: what they are, how they are chosen, where they come from."""
