@@ -1,0 +1,328 @@
+"""The store of policies on disk: publish, roll back, look. The file system is all it knows.
+
+    ROOT/NAME/NNNNNN/{manifest.json, weights..., COMPLETE}    one folder a version, never changed
+    ROOT/NAME/latest                                          the version that NAME means
+
+A version's folder appears in one rename, whole and on the disk, and only then does `latest` move.
+So a reader sees a version or does not, whenever a publisher dies; several may publish at once.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from serve.errors import BadCheckpoint, StateError, UnknownPolicy, VersionConflict
+from serve.policies import disk, manifest
+from serve.policies.checkpoint import Checkpoint, ensure_fits, read_checkpoint, shapes_in
+from serve.policies.manifest import PolicyFile, PolicyInfo
+from serve.wire import BadReference, PolicyKind, PolicyRef
+
+MANIFEST = "manifest.json"
+COMPLETE = "COMPLETE"
+LATEST = "latest"
+
+_POINTER_FORMAT = "latest/1"
+_NUMBER = re.compile(r"[0-9]{6,9}")
+_MOST_REMEMBERED = 4096
+
+
+class PolicyStore:
+    """The policies under one folder. Safe to use from several threads and processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._read: dict[Path, PolicyInfo] = {}
+        self._whole: dict[Path, frozenset[int]] = {}
+
+    def policies(self) -> tuple[str, ...]:
+        """Return the names of all policies that have a version."""
+        if not self.root.is_dir():
+            return ()
+        newest = ((folder, self._numbers(folder)) for folder in sorted(self.root.iterdir()))
+        return tuple(
+            self._load(folder, numbers[-1]).name
+            for folder, numbers in newest
+            if numbers and _pointer(folder) is not None
+        )
+
+    def versions(self, name: str) -> tuple[PolicyInfo, ...]:
+        """Return all versions of a policy, oldest first; raise UnknownPolicy."""
+        folder = self._folder(name)
+        numbers = self._numbers(folder)
+        if not numbers:
+            raise UnknownPolicy(f"no policy {name!r} in {self.root}")
+        return tuple(self._load(folder, number) for number in numbers)
+
+    def latest(self, name: str) -> int | None:
+        """Return the version that the bare name means; None if there is no such policy."""
+        pointer = _pointer(self._folder(name))
+        return pointer[0] if pointer else None
+
+    def info(self, name: str, version: int) -> PolicyInfo:
+        """Return one version; raise UnknownPolicy."""
+        folder = self._folder(name)
+        if version not in (numbers := self._numbers(folder)):
+            known = ", ".join(map(str, numbers)) or "none"
+            raise UnknownPolicy(f"no version {version} of {name!r}; there are: {known}")
+        return self._load(folder, version)
+
+    def publish(
+        self,
+        name: str,
+        checkpoint: Path,
+        *,
+        version: int | None = None,
+        kind: PolicyKind | None = None,
+        parent: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        git_sha: str | None = None,
+        link: bool = False,
+    ) -> PolicyInfo:
+        """Make a checkpoint the newest version of a policy, and the one that its name means.
+
+        Publishing the same bytes again returns the version that they are. With `link` the files
+        are linked instead of copied where possible: only for files that nobody will write to.
+        Raises BadCheckpoint, and VersionConflict where `version` is not the next.
+        """
+        found = read_checkpoint(checkpoint.resolve(), kind)
+        folder = self._folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with disk.stage(folder) as staged:
+            files = tuple(
+                _file(staged / file, disk.bring(found.folder / file, staged / file, link=link))
+                for file in found.files
+            )
+            draft = replace(
+                _draft(name, found, files),
+                metrics=dict(metrics or {}),
+                git_sha=git_sha,
+            )
+            with disk.locked(folder):
+                numbers = self._numbers_of(folder, name)
+                draft = self._under(draft, found, numbers, parent)
+                taken = self._taken(folder, numbers, draft, version)
+                if taken is not None:
+                    return self._point_to_retried(folder, taken, numbers)
+                number = version or (numbers[-1] if numbers else 0) + 1
+                info = replace(draft, version=number, base=draft.base or number)
+                self._place(folder, staged, info, path=".")
+                return self.info(name, number)
+
+    def register(self, name: str, checkpoint: Path | None) -> PolicyInfo:
+        """Make a checkpoint that is served directly version 1 of its name, where it lies.
+
+        If it is one of the policy's versions already, that one is returned. None stands for the
+        weights of an upstream, which are not here. Raises BadCheckpoint and VersionConflict.
+        """
+        folder = self._folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with disk.locked(folder):
+            numbers = self._numbers_of(folder, name)
+        if checkpoint is None and numbers:
+            return self._load(folder, numbers[0])
+        found = read_checkpoint(checkpoint.resolve(), PolicyKind.FULL) if checkpoint else None
+        if found and (known := self._unchanged(folder, numbers, found.folder)):
+            return known
+        paths = [found.folder / file for file in found.files] if found else []
+        files = tuple(_file(path, disk.digest_of(path)) for path in paths)
+        draft = _draft(name, found, files)
+        with disk.stage(folder) as staged, disk.locked(folder):
+            numbers = self._numbers_of(folder, name)
+            same = [
+                known
+                for known in (self._load(folder, number) for number in numbers)
+                if known.is_same(draft)
+            ]
+            if same:
+                return same[-1]
+            if numbers:
+                raise VersionConflict(
+                    f"{name!r} has {len(numbers)} versions and {checkpoint} is none of them: "
+                    "give it another name, or publish it"
+                )
+            path = str(found.folder) if found else None
+            self._place(folder, staged, replace(draft, version=1, base=1), path=path)
+            return self.info(name, 1)
+
+    def rollback(self, name: str, version: int) -> PolicyInfo:
+        """Let the name mean an older version again, or a newer one; raise UnknownPolicy."""
+        info = self.info(name, version)
+        folder = self._folder(name)
+        with disk.locked(folder):
+            _point(folder, version, self._numbers(folder)[-1])
+        return info
+
+    def verify(self, info: PolicyInfo) -> None:
+        """Raise BadCheckpoint if a file is not what it was when it was published."""
+        for file in info.files:
+            assert info.path is not None
+            path = info.path / file.name
+            try:
+                found = path.stat()
+                is_same = found.st_size == file.size_bytes and (
+                    found.st_mtime_ns == file.mtime_ns or disk.digest_of(path) == file.sha256
+                )
+            except OSError as error:
+                raise BadCheckpoint(f"{info.label}: cannot read {path}: {error}") from error
+            if not is_same:
+                raise BadCheckpoint(f"{info.label}: {path} has been changed since it was published")
+
+    def _folder(self, name: str) -> Path:
+        if PolicyRef.parse(name).version is not None:
+            raise BadReference(f"expected a policy's NAME without a version, got {name!r}")
+        return self.root / name.replace("/", "--")
+
+    def _numbers_of(self, folder: Path, name: str) -> list[int]:
+        """Return the versions of `name`, whose folder this must be."""
+        numbers = self._numbers(folder)
+        if numbers and (other := self._load(folder, numbers[-1]).name) != name:
+            raise StateError(f"{name!r} and {other!r} cannot both be kept in {folder}")
+        return numbers
+
+    def _numbers(self, folder: Path) -> list[int]:
+        """Return the numbers of the whole versions in a policy's folder, ascending.
+
+        What was whole once is: beside a busy event loop each look at the disk costs milliseconds.
+        """
+        if not folder.is_dir():
+            return []
+        known = self._whole.get(folder, frozenset())
+        there = {int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name)}  # noqa: PTH208
+        new = {
+            number for number in there - known if (folder / _digits(number) / COMPLETE).is_file()
+        }
+        self._whole[folder] = frozenset(there & known | new)
+        return sorted(self._whole[folder])
+
+    def _load(self, folder: Path, version: int) -> PolicyInfo:
+        file = folder / _digits(version) / MANIFEST
+        info = self._read.get(file)
+        if info is None:
+            info = manifest.load(file)
+            if len(self._read) >= _MOST_REMEMBERED:
+                self._read.pop(next(iter(self._read)), None)
+            self._read[file] = info
+        return info
+
+    def _under(
+        self, draft: PolicyInfo, found: Checkpoint, numbers: list[int], parent: int | None
+    ) -> PolicyInfo:
+        """Put a draft under its parent, and an adapter over its base; raise BadCheckpoint."""
+        if parent is None:
+            parent = self.latest(draft.name)
+        elif parent not in numbers:
+            raise BadCheckpoint(f"{draft.name!r} has no version {parent} to be the parent")
+        if parent is None:
+            if found.kind is PolicyKind.LORA:
+                raise BadCheckpoint(f"{draft.name!r} has no full version for a LoRA to sit on")
+            return draft
+        base = self.info(draft.name, self.info(draft.name, parent).base)
+        if base.path is not None:
+            ensure_fits(found, shapes_in(base.path), base.label)
+        over = base.version if found.kind is PolicyKind.LORA else 0
+        return replace(draft, parent=parent, base=over)
+
+    def _taken(
+        self, folder: Path, numbers: list[int], draft: PolicyInfo, version: int | None
+    ) -> PolicyInfo | None:
+        """Return the version that the draft is already; raise VersionConflict if it cannot be."""
+        if not numbers:
+            return None
+        known = (
+            self._load(folder, numbers[-1] if version is None else version)
+            if (version is None or version in numbers)
+            else None
+        )
+        if known is not None and known.is_same(draft):
+            return known
+        if version is None or version > numbers[-1]:
+            return None
+        why = "exists with other bytes" if known else f"lies behind the newest, {numbers[-1]}"
+        raise VersionConflict(f"version {version} of {draft.name!r} {why}")
+
+    def _point_to_retried(self, folder: Path, info: PolicyInfo, numbers: list[int]) -> PolicyInfo:
+        """Move the pointer if the publisher died before it could; a rollback stays one."""
+        pointer = _pointer(folder)
+        if info.version == numbers[-1] and (pointer is None or pointer[1] < info.version):
+            _point(folder, info.version, info.version)
+        return info
+
+    def _place(self, folder: Path, staged: Path, info: PolicyInfo, path: str | None) -> None:
+        """Turn the staged folder into a version, and let the name mean it. Under the lock."""
+        target = folder / _digits(info.version)
+        if target.exists():
+            # Without the marker: whoever made it is dead, for the lock is ours.
+            shutil.rmtree(target)
+        disk.write(staged / MANIFEST, manifest.dumps(info, path) + "\n")
+        disk.write(staged / COMPLETE, f"{info.digest}\n")
+        disk.sync(staged)
+        os.rename(staged, target)  # noqa: PTH104  # what happens is clearer by this name
+        disk.sync(folder)
+        _point(folder, info.version, info.version)
+
+    def _unchanged(self, folder: Path, numbers: list[int], path: Path) -> PolicyInfo | None:
+        """Return the version that lies at `path` by reference, if no file there was written to."""
+        for number in reversed(numbers):
+            info = self._load(folder, number)
+            stats = {file.name: (file.size_bytes, file.mtime_ns) for file in info.files}
+            if info.path == path and stats == _stats(path, stats):
+                return info
+        return None
+
+
+def _draft(name: str, found: Checkpoint | None, files: tuple[PolicyFile, ...]) -> PolicyInfo:
+    """Describe a checkpoint that has no number yet; without one, an upstream's weights."""
+    lines = "".join(f"{file.name} {file.sha256}\n" for file in files)
+    return PolicyInfo(
+        name=name,
+        version=0,
+        kind=found.kind if found else PolicyKind.FULL,
+        base=0,
+        parent=None,
+        created=datetime.now(UTC),
+        digest=hashlib.sha256(lines.encode()).hexdigest() if files else "",
+        size_bytes=sum(file.size_bytes for file in files),
+        files=files,
+        path=None,
+        source=str(found.folder) if found else None,
+    )
+
+
+def _file(path: Path, sha256: str) -> PolicyFile:
+    found = path.stat()
+    return PolicyFile(
+        name=path.name, size_bytes=found.st_size, sha256=sha256, mtime_ns=found.st_mtime_ns
+    )
+
+
+def _stats(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    found = {name: (folder / name).stat() for name in names if (folder / name).is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+def _digits(version: int) -> str:
+    return f"{version:06d}"
+
+
+def _pointer(folder: Path) -> tuple[int, int] | None:
+    """Return the version that the name means, and the newest that it has ever meant."""
+    try:
+        values = json.loads((folder / LATEST).read_bytes())
+        if values["format"] != _POINTER_FORMAT:
+            raise ValueError(f"expected the format {_POINTER_FORMAT}")
+        return int(values["version"]), int(values["newest"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"cannot read {folder / LATEST}: {error}") from error
+
+
+def _point(folder: Path, version: int, newest: int) -> None:
+    values = {"format": _POINTER_FORMAT, "version": version, "newest": newest}
+    disk.replace(folder / LATEST, json.dumps(values) + "\n")
