@@ -1,19 +1,26 @@
-"""The command line: `up` starts an engine and stays, `pull` fetches a checkpoint.
+"""The command line: `up` starts the gateway and stays, `pull` fetches a checkpoint.
 
 Imports nothing heavy before the arguments are parsed, so that --help is instant.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from serve.errors import ConfigError, EngineError, PullFailed
+from serve import keys_cli, policies_cli
+from serve.errors import ConfigError, EngineError, PolicyError, PullFailed, StateError
+from serve.wire import BadReference
 
 _EPILOG = """examples:
   python -m serve pull smollm2-135m-instruct
   python -m serve up --model smollm2-135m-instruct
-  python -m serve up --model ./checkpoint --port 0 -- --gpu-memory-utilization 0.8
+  python -m serve up --model ./checkpoint --replicas 2 -- --gpu-memory-utilization 0.8
+  python -m serve up --upstream http://127.0.0.1:18000 --upstream http://127.0.0.1:18010
+  python -m serve keys create --scope infer,eval
 
-exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 the engine died or a pull failed, 2 wrong usage
+exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 no engine could be kept up or a pull failed,
+2 wrong usage
 """
 
 
@@ -28,11 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command == "pull":
             return _pull(options.name)
-        return _up(options, tuple(extra))
-    except ConfigError as error:
+        if options.command == "up":
+            return _up(options, tuple(extra))
+        if options.command == "policies":
+            return policies_cli.run(options)
+        return keys_cli.run(options)
+    except (ConfigError, PolicyError, BadReference) as error:
         _complain(error)
         return 2
-    except (EngineError, PullFailed) as error:
+    except (EngineError, PullFailed, StateError) as error:
         _complain(error)
         return 1
 
@@ -45,17 +56,39 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="start one engine and stay until Ctrl-C")
-    up.add_argument("--model", required=True, help="a folder, a pulled name, or a hub id ORG/NAME")
-    up.add_argument("--name", help="what requests call it (default: the model's own name)")
-    up.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    up.add_argument("--port", type=int, default=8000, help="0: a free one (default: %(default)s)")
-    up.add_argument("--log", metavar="FILE", help="the engine's output (default: in the cache)")
-    up.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and completion")
-    up.add_argument("--api-key-env", metavar="VAR", help="environment variable that holds the key")
+    _add_up(commands)
     pull = commands.add_parser("pull", help="fetch a checkpoint into the user's cache folder")
     pull.add_argument("name", metavar="NAME", help="smollm2-135m-instruct, or a hub id ORG/NAME")
+    policies_cli.add_parser(commands)
+    keys_cli.add_parser(commands)
     return parser
+
+
+def _add_up(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    up = commands.add_parser("up", help="start the gateway and its replicas; stay until Ctrl-C")
+    up.add_argument("--config", metavar="FILE", help="YAML; the other options win over it")
+    up.add_argument("--model", help="a folder, a pulled name, or a hub id ORG/NAME")
+    up.add_argument("--name", help="what requests call it (default: the model's own name)")
+    up.add_argument(
+        "--upstream",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="instead of --model: an engine that runs already; repeat for several",
+    )
+    up.add_argument("--host", help="default: 127.0.0.1; beyond loopback it takes a key")
+    up.add_argument("--port", type=int, help="0: a free one (default: 8000)")
+    up.add_argument("--state", metavar="DIR", help="keys, policies, logs (default: in the cache)")
+    up.add_argument("--replicas", type=int, metavar="N", help="engines to start (default: 1)")
+    up.add_argument("--max-replicas", type=int, metavar="N", help="grow up to so many under load")
+    up.add_argument("--idle-to-zero-s", type=float, metavar="S", help="stop the last one after S")
+    up.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and completion")
+    up.add_argument("--lora", action="store_true", help="serve LoRA versions beside the full one")
+    up.add_argument("--routing", help="sticky (default), round_robin or random")
+    up.add_argument(
+        "--hold-s", type=float, metavar="S", help="how long requests wait for a replica"
+    )
+    up.add_argument("--access-log", metavar="FILE", help="a line of JSON for each request")
 
 
 def _pull(name: str) -> int:
@@ -66,43 +99,49 @@ def _pull(name: str) -> int:
 
 
 def _up(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
-    import asyncio  # noqa: PLC0415  # not for --help
-    from pathlib import Path  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415  # not for --help
 
-    from serve.config import EngineConfig, api_key_from, cache_dir  # noqa: PLC0415
-    from serve.engine.command import detect, vllm_command  # noqa: PLC0415
-    from serve.engine.launch import LaunchedEngine, free_port  # noqa: PLC0415
-    from serve.models import resolve  # noqa: PLC0415
-    from serve.up import stay_up  # noqa: PLC0415
+    from serve.settings import load  # noqa: PLC0415
+    from serve.up import Told, stay_up  # noqa: PLC0415
 
-    checkpoint, name = resolve(options.model)
-    name = options.name or name
-    config = EngineConfig(
-        checkpoint=checkpoint,
-        model=name,
-        host=options.host,
-        port=options.port or free_port(options.host),
-        max_model_len=options.max_model_len,
-        api_key=api_key_from(options.api_key_env),
-        extra_args=extra,
+    path = Path(options.config) if options.config else None
+    config = load(path, _overrides(options, extra))
+    told = Told(
+        listening=lambda url: print(f"listening on {url}; logs in {config.state}", flush=True),
+        waiting=_show_wait,
+        ready=lambda url, names: print(_welcome(url, names), flush=True),
     )
-    device = detect()
-    default_log = cache_dir() / "logs" / f"{name.replace('/', '--')}-{config.port}.log"
-    engine = LaunchedEngine(
-        vllm_command(config, device),
-        model=name,
-        host=config.host,
-        port=config.port,
-        log=Path(options.log) if options.log else default_log,
-        api_key=config.api_key,
-    )
-    print(
-        f"starting vLLM on {device.kind.value} with {checkpoint}\nlog in {engine.log}", flush=True
-    )
-    welcome = _welcome(engine.base_url, name, options.api_key_env)
-    asyncio.run(stay_up(engine, waiting=_show_wait, ready=lambda: print(welcome, flush=True)))
+    run = _runner()
+    run(stay_up(config, told, rules=path))
     print("stopped", flush=True)
     return 0
+
+
+def _overrides(options: argparse.Namespace, extra: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the command line says, in the shape of the config."""
+    engine = {
+        "max_model_len": options.max_model_len,
+        "lora": options.lora or None,
+        "extra_args": extra or None,
+    }
+    same = ("model", "name", "host", "port", "state", "replicas", "max_replicas", "routing")
+    return {
+        **{key: getattr(options, key) for key in (*same, "access_log")},
+        "upstreams": tuple(options.upstream) or None,
+        "engine": engine,
+        "front": {"hold_s": options.hold_s},
+        "scaling": {"idle_to_zero_s": options.idle_to_zero_s},
+    }
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    try:
+        import uvloop  # noqa: PLC0415  # not there on every platform
+    except ImportError:
+        import asyncio  # noqa: PLC0415
+
+        return asyncio.run
+    return uvloop.run
 
 
 def _show_wait(elapsed_s: int) -> None:
@@ -113,19 +152,20 @@ def _show_wait(elapsed_s: int) -> None:
         print(f"starting: {elapsed_s} s", flush=True)
 
 
-def _welcome(base_url: str, model: str, api_key_env: str | None) -> str:
-    """Say where the engine is and how to talk to it."""
-    guarded = "\nkey       guards /v1 only; vLLM leaves /metrics and other routes open"
-    key = f'os.environ["{api_key_env}"]' if api_key_env else '"none"'
+def _welcome(base_url: str, names: str) -> str:
+    """Say where the gateway is and how to talk to it."""
+    name = names.partition(",")[0]
+    root = base_url.removesuffix("/v1")
     return f"""
 base URL  {base_url}
-model     {model}{guarded if api_key_env else ""}
+model     {names}
+dashboard {root}/dashboard
 
-{"import os" + chr(10) if api_key_env else ""}from openai import OpenAI
+from openai import OpenAI
 
-client = OpenAI(base_url="{base_url}", api_key={key})
+client = OpenAI(base_url="{base_url}", api_key="none")  # or a key: python -m serve keys create
 reply = client.chat.completions.create(
-    model="{model}", messages=[{{"role": "user", "content": "Hello"}}]
+    model="{name}", messages=[{{"role": "user", "content": "Hello"}}]
 )
 print(reply.choices[0].message.content)
 

@@ -1,56 +1,310 @@
-"""Keeps one engine up until a signal or its death. Says nothing itself: it is told whom to tell."""
+"""Puts the gateway together and keeps it up until a signal, or until there is nothing to serve.
+
+The composition root: the only place that knows every room. Says nothing itself: it is told whom to
+tell.
+"""
 
 import asyncio
+import contextlib
+import os
+import resource
 import signal
-from collections.abc import Callable
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from serve.engine.base import Engine
+from serve.accounts.auth import Auth
+from serve.accounts.ledger import Ledger
+from serve.accounts.store import AccountStore
+from serve.config import EngineConfig, is_loopback
+from serve.engine.command import Device, DeviceKind, detect, vllm_command
+from serve.engine.launch import LaunchedEngine, ensure_free, reachable
+from serve.engine.vllm import VllmAdmin
+from serve.errors import ConfigError
+from serve.front.control.app import Services, control_app
+from serve.front.gateway import Gateway, Parts, policy_names
+from serve.front.relay.naming import Resolver
+from serve.front.sight.access_log import AccessLog
+from serve.front.sight.meters import Meters
+from serve.models import resolve
+from serve.policies.store import PolicyStore
+from serve.policies.sync import Sync
+from serve.pool.base import Pool, Prepare
+from serve.pool.local import LocalPool
+from serve.pool.replicas import Replica
+from serve.pool.routing import Router
+from serve.pool.scaling import Scaling
+from serve.pool.static import StaticPool
+from serve.settings import RulesFile, ServeConfig
+
+_RULES_S = 1.0
 
 
-async def stay_up(
-    engine: Engine, *, waiting: Callable[[int], None], ready: Callable[[], None]
-) -> None:
-    """Start the engine and return after SIGINT, SIGTERM or SIGHUP, when it has been stopped.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Whom to tell what."""
 
-    `waiting` is called with the seconds that have passed, each second until the engine is ready,
-    then `ready` once. Raises EngineDied if the engine ends by itself.
+    listening: Callable[[str], None]
+    """The base URL, as soon as requests are taken; they are held until a replica is ready."""
+    waiting: Callable[[int], None]
+    """The seconds that have passed, each second until a replica is ready."""
+    ready: Callable[[str, str], None]
+    """The base URL and a policy's name, once, when the first replica answers."""
+
+
+async def stay_up(config: ServeConfig, told: Told, *, rules: Path | None = None) -> None:
+    """Serve until SIGINT, SIGTERM or SIGHUP; requests in flight then finish first.
+
+    `rules` is the YAML file whose rules are followed as they change. Raises ConfigError before
+    anything is started, and EngineDied if no engine can be kept alive.
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopped.set)
-    async with engine:
-        stop = asyncio.create_task(stopped.wait())
+    ensure_free(config.host, config.port)
+    _raise_file_limit()
+    async with _gateway(config, rules) as (gateway, pool):
+        host, port = gateway.address
+        scheme = "https" if config.tls_cert else "http"
+        url = f"{scheme}://{reachable(host)}:{port}/v1"
+        told.listening(url)
+        stop = loop.create_task(stopped.wait())
         try:
-            await _until_ready(engine, stop, waiting)
-            if not stop.done():
-                ready()
-                await _first(stop, engine.died)
-            if engine.died.done():
-                raise engine.died.result()
+            await _until_ready(pool, stop, told.waiting)
+            if not stop.done() and not pool.fatal.done():
+                told.ready(url, ", ".join(sorted(policy_names(pool))) or "(none)")
+                ends: set[asyncio.Future[Any]] = {stop, pool.fatal}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if pool.fatal.done():
+                raise pool.fatal.result()
         finally:
             stop.cancel()
+            await gateway.stop(config.front.grace_s)
 
 
 async def _until_ready(
-    engine: Engine, stop: asyncio.Task[Any], waiting: Callable[[int], None]
+    pool: Pool, stop: "asyncio.Task[Any]", waiting: Callable[[int], None]
 ) -> None:
-    """Return when the engine is ready or `stop` is done; raise what `wait_ready` raises."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    probing = asyncio.create_task(engine.wait_ready())
+    """Return when a replica is ready, none ever will be, or `stop` is done."""
+    ready = asyncio.Event()
+
+    def look(replica: Replica) -> None:
+        if replica.is_ready:
+            ready.set()
+
+    pool.listeners.append(look)
+    for replica in pool.replicas:
+        look(replica)
+    came = asyncio.create_task(ready.wait())
+    watched: set[asyncio.Future[Any]] = {came, stop, pool.fatal}
+    seconds = 0
     try:
-        while not await _first(probing, stop, timeout_s=1.0):
-            waiting(round(loop.time() - started))
-        if probing.done():
-            probing.result()
+        while not (came.done() or stop.done() or pool.fatal.done()):
+            await asyncio.wait(watched, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            if not came.done():
+                seconds += 1
+                waiting(seconds)
     finally:
-        probing.cancel()
-        await asyncio.gather(probing, return_exceptions=True)
+        came.cancel()
+        pool.listeners.remove(look)
 
 
-async def _first(*futures: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
-    """Wait for the first of the futures; False if the time was up before."""
-    done, _ = await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    return bool(done)
+@contextlib.asynccontextmanager
+async def _gateway(config: ServeConfig, rules: Path | None) -> AsyncIterator[tuple[Gateway, Pool]]:
+    """Start everything in order; stop it in reverse."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = await asyncio.to_thread(AccountStore.open, config.state)
+        stack.callback(store.close)
+        auth = Auth(store)
+        await auth.start()
+        stack.push_async_callback(auth.stop)
+        _ensure_guarded(config, auth)
+        ledger = Ledger(store)
+        await ledger.start()
+        stack.push_async_callback(ledger.stop)
+        policies = PolicyStore(config.state / "policies")
+        boots, pool = await _pool(config, policies)
+        sync = Sync(policies, pool, boots=boots, most_adapters=config.engine.max_loras)
+        cards: dict[str, dict[str, Any]] = {}
+        pool.prepare = _preparing(sync, cards)
+        sync.pinned = config.rules.versions()
+        gateway = await _front(config, stack, auth, ledger, pool, sync)
+        gateway.app = control_app(
+            Services(
+                pool=pool,
+                policies=policies,
+                sync=sync,
+                store=store,
+                auth=auth,
+                meters=gateway.meters,
+                models=cards,
+                aliases=lambda: gateway.resolver.rules.aliases,
+                is_secure=gateway.is_secure,
+                desired=lambda: pool.desired,
+                gpu_available=_has_gpu(config),
+                version=metadata.version("palaestra"),
+            )
+        )
+        if rules is not None:
+            file = RulesFile(rules, config.rules)
+            watch = asyncio.create_task(_follow(file, gateway.resolver, sync))
+            stack.callback(watch.cancel)
+        await gateway.start(tls=_tls(config))
+        await stack.enter_async_context(pool)
+        await stack.enter_async_context(sync)
+        yield gateway, pool
+
+
+async def _front(
+    config: ServeConfig,
+    stack: contextlib.AsyncExitStack,
+    auth: Auth,
+    ledger: Ledger,
+    pool: Pool,
+    sync: Sync,
+) -> Gateway:
+    access_log = None
+    if config.access_log is not None:
+        access_log = AccessLog(config.access_log).start()
+        stack.push_async_callback(asyncio.to_thread, access_log.stop)
+    tracer = None
+    if config.tracing is not None:
+        tracer = _tracer(config.tracing)
+        stack.push_async_callback(asyncio.to_thread, tracer.stop)
+    return Gateway(
+        Parts(
+            pool=pool,
+            router=Router(pool.replicas, routing=config.routing),
+            resolver=Resolver(config.rules, lambda: policy_names(pool) or set(sync.boots)),
+            auth=auth,
+            ledger=ledger,
+            meters=Meters(),
+            limits=config.front,
+            swaps=lambda: sync.swaps,
+            access_log=access_log,
+            tracer=tracer,
+        ),
+        host=config.host,
+        port=config.port,
+    )
+
+
+async def _pool(config: ServeConfig, policies: PolicyStore) -> tuple[dict[str, int], Pool]:
+    """Return the pool, and which versions its engines hold when they start."""
+    health = {**config.health.model_dump(), "scrape": _scrape}
+    if config.model is None:
+        return {}, StaticPool(config.upstreams, **health)
+    checkpoint, name = resolve(config.model)
+    name = config.name or name
+    device = detect()
+    known = await asyncio.to_thread(policies.register, name, checkpoint)
+
+    def engine(index: int, port: int) -> LaunchedEngine:
+        return _engine(config, device, checkpoint, name, index, port)
+
+    pool = LocalPool(
+        engine,
+        Scaling(least=config.replicas, most=config.most_replicas, **config.scaling.model_dump()),
+        **health,
+    )
+    return {name: known.version}, pool
+
+
+def _engine(
+    config: ServeConfig, device: Device, checkpoint: Path, name: str, index: int, port: int
+) -> LaunchedEngine:
+    settings = config.engine
+    told = EngineConfig(
+        checkpoint=checkpoint,
+        model=name,
+        port=port,
+        max_model_len=settings.max_model_len,
+        lora=settings.lora,
+        max_loras=settings.max_loras,
+        max_lora_rank=settings.max_lora_rank,
+        swappable=settings.swappable,
+        cores=_cores(config, device, index),
+        extra_args=settings.extra_args,
+    )
+    log = config.state / "logs" / f"{name.replace('/', '--')}-{index}.log"
+    return LaunchedEngine(vllm_command(told, device), model=name, port=port, log=log)
+
+
+def _cores(config: ServeConfig, device: Device, index: int) -> str | None:
+    """Return the cores of one of several engines on a CPU; None leaves the choice to vLLM."""
+    if device.kind is not DeviceKind.CPU or config.most_replicas < 2:
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // config.most_replicas)
+    first = index % config.most_replicas * share % len(cores)
+    return ",".join(map(str, cores[first : first + share]))
+
+
+def _preparing(sync: Sync, cards: dict[str, dict[str, Any]]) -> Prepare:
+    """Bring a replica to its versions, and keep what its engine says of its models."""
+
+    async def prepare(replica: Replica) -> None:
+        await sync.prepare(replica)
+        async with VllmAdmin(replica.base_url) as admin:
+            for model in await admin.models():
+                cards[model.name] = {"root": model.root, "max_model_len": model.max_model_len}
+
+    return prepare
+
+
+async def _scrape(replica: Replica) -> dict[str, float]:
+    async with VllmAdmin(replica.base_url) as admin:
+        return await admin.metrics()
+
+
+async def _follow(file: RulesFile, resolver: Resolver, sync: Sync) -> None:
+    """Take new rules as the file changes, until cancelled."""
+    while True:
+        await asyncio.sleep(_RULES_S)
+        if await asyncio.to_thread(file.look):
+            resolver.rules = file.rules
+            sync.pinned = file.rules.versions()
+
+
+def _ensure_guarded(config: ServeConfig, auth: Auth) -> None:
+    """Raise ConfigError where anybody on the network could use the gateway."""
+    if auth.open and not is_loopback(config.host):
+        raise ConfigError(
+            f"refusing to listen on {config.host} without a key: everybody who reaches it could "
+            f"use the engines. Run: python -m serve keys create --state {config.state} "
+            "--scope infer, or listen on 127.0.0.1"
+        )
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets us; the usual soft limit is a thousand."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _has_gpu(config: ServeConfig) -> bool:
+    return config.model is not None and detect().kind is DeviceKind.GPU
+
+
+def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot read {config.tls_cert} and {config.tls_key}: {error}") from None
+    return context
+
+
+def _tracer(endpoint: str) -> Any:  # noqa: ANN401  # an extra's class
+    try:
+        from serve.front.sight.trace import Tracer  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise ConfigError("tracing needs OpenTelemetry: pip install 'palaestra[tracing]'") from None
+    return Tracer.to(endpoint)

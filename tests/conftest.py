@@ -61,6 +61,33 @@ def fake_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedEn
         yield from _running(runner, engine)
 
 
+@pytest.fixture(scope="session")
+def fake_gateway(
+    fake_engine: LaunchedEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LaunchedEngine]:
+    """A gateway in front of the session's FakeEngine."""
+    yield from _behind_a_gateway(fake_engine, tmp_path_factory.mktemp("fake-gateway"))
+
+
+@pytest.fixture(scope="session")
+def vllm_gateway(
+    vllm_engine: LaunchedEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LaunchedEngine]:
+    """A gateway in front of the session's vLLM."""
+    yield from _behind_a_gateway(vllm_engine, tmp_path_factory.mktemp("vllm-gateway"))
+
+
+def _behind_a_gateway(engine: LaunchedEngine, folder: Path) -> Iterator[LaunchedEngine]:
+    port = free_port("127.0.0.1")
+    argv = [sys.executable, "-m", "serve", "up", "--upstream", engine.root_url]
+    argv += ["--port", str(port), "--state", str(folder)]
+    gateway = LaunchedEngine(
+        Command(argv=tuple(argv)), model=engine.model, port=port, log=folder / "gateway.log"
+    )
+    with asyncio.Runner() as runner:
+        yield from _running(runner, gateway)
+
+
 def _running(runner: asyncio.Runner, engine: LaunchedEngine) -> Iterator[LaunchedEngine]:
     runner.run(engine.start())
     try:

@@ -7,12 +7,36 @@ import pytest
 
 from serve.engine.base import Engine
 
-VLLM = pytest.param("vllm_engine", marks=[pytest.mark.vllm, pytest.mark.timeout(600)], id="vllm")
+_SLOW = [pytest.mark.vllm, pytest.mark.timeout(600)]
+DIRECT = [
+    pytest.param("fake_engine", id="fake"),
+    pytest.param("vllm_engine", marks=_SLOW, id="vllm"),
+]
+BEHIND = [
+    pytest.param("fake_gateway", id="gateway-fake"),
+    pytest.param("vllm_gateway", marks=_SLOW, id="gateway-vllm"),
+]
 
 
-@pytest.fixture(scope="session", params=[pytest.param("fake_engine", id="fake"), VLLM])
+@pytest.fixture(scope="session", params=[*DIRECT, *BEHIND])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Each implementation of the engine port, in a process of its own."""
+    """Each engine, in a process of its own, and each behind a gateway: nobody can tell."""
+    return _engine(request)
+
+
+@pytest.fixture(scope="session", params=DIRECT)
+def direct(request: pytest.FixtureRequest) -> Engine:
+    """Each engine without a gateway."""
+    return _engine(request)
+
+
+@pytest.fixture(scope="session", params=BEHIND)
+def gateway(request: pytest.FixtureRequest) -> Engine:
+    """The gateway in front of each engine."""
+    return _engine(request)
+
+
+def _engine(request: pytest.FixtureRequest) -> Engine:
     engine = request.getfixturevalue(request.param)
     assert isinstance(engine, Engine)
     return engine

@@ -1,4 +1,7 @@
-"""What the real openai SDK gets from an engine: one suite for FakeEngine and for real vLLM."""
+"""What the real openai SDK gets from an engine: one suite for FakeEngine and for real vLLM.
+
+Both are asked directly and through the gateway; what only a gateway does is in test_gateway.py.
+"""
 
 import asyncio
 import re
@@ -97,14 +100,14 @@ def test_completions(client: openai.OpenAI, engine: Engine) -> None:
 
 
 def test_models(client: openai.OpenAI, engine: Engine) -> None:
-    (card,) = client.models.list().data
+    card = client.models.list().data[0]
     assert (card.id, card.object) == (engine.model, "model")
     assert card.model_extra is not None
     assert card.model_extra["max_model_len"] == 4096
 
 
-def test_health_and_version(engine: Engine) -> None:
-    with httpx.Client(base_url=engine.root_url) as plain:
+def test_health_and_version(direct: Engine) -> None:
+    with httpx.Client(base_url=direct.root_url) as plain:
         health, version = plain.get("/health"), plain.get("/version")
     assert (health.status_code, health.content) == (200, b"")
     assert list(version.json()) == ["version"]
@@ -155,11 +158,14 @@ def test_bad_request(
     assert (caught.value.body["type"], caught.value.body["code"]) == ("BadRequestError", 400)
 
 
-def test_unknown_model(client: openai.OpenAI, engine: Engine) -> None:
-    with pytest.raises(openai.NotFoundError) as caught:
-        chat(client, engine, model="nope")
+def test_unknown_model(direct: Engine) -> None:
+    with (
+        openai.OpenAI(base_url=direct.base_url, api_key="none", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError) as caught,
+    ):
+        chat(client, direct, model="nope")
     assert caught.value.body == {
-        "message": f"The model `nope` does not exist. Valid aliases: {engine.model}.",
+        "message": f"The model `nope` does not exist. Valid aliases: {direct.model}.",
         "type": "NotFoundError",
         "param": "model",
         "code": 404,
@@ -174,10 +180,10 @@ def test_unknown_model(client: openai.OpenAI, engine: Engine) -> None:
         (b"{}", "missing"),
     ],
 )
-def test_malformed_body(engine: Engine, body: bytes, kind: str) -> None:
+def test_malformed_body(direct: Engine, body: bytes, kind: str) -> None:
     headers = {"Content-Type": "application/json"}
     with httpx.Client() as plain:
-        answer = plain.post(f"{engine.base_url}/chat/completions", content=body, headers=headers)
+        answer = plain.post(f"{direct.base_url}/chat/completions", content=body, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["code"]) == (400, "Bad Request", 400)
     assert f"'type': '{kind}'" in error["message"]

@@ -1,0 +1,1 @@
+"""The front door: client connections, requests on their way, the control plane."""

@@ -1,0 +1,1 @@
+"""What passes through, and on what: heads, bodies, names, connections to replicas."""

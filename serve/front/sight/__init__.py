@@ -1,0 +1,1 @@
+"""What can be seen of the gateway: counts, exposition, traces, access log."""
