@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,14 +37,15 @@ def main() -> int:
 @contextmanager
 def served() -> Iterator[str]:
     """Serve the model while the block runs; yield the base URL."""
-    _say("a server: python -m serve up --port 0 --model", MODEL)
-    command = _python("serve", "up", "--port", "0", "--model", MODEL)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            yield _base_url(server)
-        finally:
-            server.terminate()
-            server.wait()
+    _say("a gateway and an engine: python -m serve up --port 0 --model", MODEL)
+    with tempfile.TemporaryDirectory() as state:  # not the user's: it may ask for keys
+        command = _python("serve", "up", "--port", "0", "--model", MODEL, "--state", state)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                yield _base_url(server)
+            finally:
+                server.terminate()
+                server.wait()
 
 
 def _base_url(server: subprocess.Popen[str]) -> str:

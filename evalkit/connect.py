@@ -218,9 +218,10 @@ def choose_model(
         return spec.name, None
     known = ", ".join(models) or "none"
     if spec.name is None:
-        if len(models) != 1:
-            raise UnknownModel(f"{spec.target} has {len(models)} models ({known}): add #NAME")
-        name = next(iter(models))
+        names = [name for name in models if "@" not in name or not _is_version(name, models)]
+        if len(names) != 1:
+            raise UnknownModel(f"{spec.target} has {len(names)} models ({known}): add #NAME")
+        name = names[0]
     elif spec.name in models or _is_version(spec.name, models):
         name = spec.name
     else:

@@ -71,6 +71,11 @@ def test_a_model_is_chosen(text: str, chosen: tuple[str, int | None]) -> None:
     assert choose_model(parse_model(text), {"base": {"id": "base"}}) == chosen
 
 
+def test_versions_of_the_only_model_are_no_choice() -> None:
+    models = {"m@1": {"max_model_len": 1}, "m": {"max_model_len": 4096}, "m@2": {}}
+    assert choose_model(parse_model("http://h"), models) == ("m", 4096)
+
+
 def test_a_server_without_a_list_is_believed() -> None:
     assert choose_model(parse_model("http://h#anything"), None) == ("anything", None)
 
