@@ -1,1 +1,1 @@
-"""GRPO on rollouts of evalkit through the served policy. Empty until the training loop is built."""
+"""GRPO on rollouts of evalkit's episode loop, through the served policy."""

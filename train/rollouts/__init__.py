@@ -1,0 +1,1 @@
+"""From the served policy to training rows: seeds, episodes, rewards, advantages."""
