@@ -22,7 +22,8 @@ from evalkit.play.baselines import (
     RandomPolicy,
     ScriptPolicy,
 )
-from evalkit.play.chat import ChatPolicy, Sampling, error_message
+from evalkit.play.calls import error_message
+from evalkit.play.chat import ChatPolicy, Sampling
 from evalkit.play.limits import Patience, RetryLimits
 from evalkit.play.policy import Policy
 from evalkit.play.proxied import open_transport

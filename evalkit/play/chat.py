@@ -6,38 +6,21 @@ not used because its cost grows with the history.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import partial
 from sys import intern
 from typing import Any, TypeVar
 
 import orjson
 
-from evalkit.errors import CallFailed, ContextOverflow, Failure, Unauthorized, UnknownModel
+from evalkit.errors import CallFailed, Failure
+from evalkit.play.calls import post
 from evalkit.play.limits import Patience
 from evalkit.play.policy import Ask, Completion, Policy
-from evalkit.play.transport import (
-    ConnectFailed,
-    ConnectionLost,
-    ProtocolViolation,
-    Response,
-    ResponseTimeout,
-    Transport,
-)
+from evalkit.play.transport import Response, Transport
 
 T = TypeVar("T")
-
-OVERFLOW_MARKS = (
-    "context length",
-    "context_length_exceeded",
-    "context window",
-    "maximum model length",
-    "max_model_len",
-    "longer than the maximum",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,25 +79,15 @@ class ChatPolicy(Policy):
         return b"," + orjson.dumps(fields)[1:] if fields else b"}"
 
     async def _attempt(self, ask: Ask, number: int) -> Completion:
-        again = "" if number == 1 else f"-try{number}"
-        ids = f"X-Session-ID: {ask.session_id}\r\nX-Request-ID: {ask.request_id}{again}\r\n"
-        try:
-            response = await self._transport.post(
-                "/chat/completions",
-                partial(self.body, ask),
-                ids.encode(),
-                timeout_s=self._patience.limits.timeout_s,
-            )
-        except ConnectFailed as error:
-            raise CallFailed(Failure.UNAVAILABLE, str(error)) from error
-        except ConnectionLost as error:
-            raise CallFailed(Failure.CONNECT, str(error)) from error
-        except ResponseTimeout as error:
-            raise CallFailed(Failure.TIMEOUT, str(error)) from error
-        except ProtocolViolation as error:
-            raise CallFailed(Failure.BAD_REPLY, str(error)) from error
-        if response.status != 200:
-            raise refusal(response, self._model)
+        response = await post(
+            self._transport,
+            "/chat/completions",
+            partial(self.body, ask),
+            ask,
+            attempt=number,
+            model=self._model,
+            timeout_s=self._patience.limits.timeout_s,
+        )
         return read_completion(response, number)
 
 
@@ -151,42 +124,6 @@ def read_completion(response: Response, attempts: int) -> Completion:
         ) from error
 
 
-def refusal(response: Response, model: str) -> CallFailed | Unauthorized | UnknownModel:
-    """Turn a response other than 200 into what it means."""
-    status, message = response.status, error_message(response.body)
-    said = f"HTTP {status}: {message}"
-    if status in {401, 403}:
-        return Unauthorized(f"the server wants another API key ({said})")
-    if status == 404:
-        return UnknownModel(f"model {model!r}: {said}")
-    if status == 400 and any(mark in message.lower() for mark in OVERFLOW_MARKS):
-        return ContextOverflow(said)
-    kind = _BY_STATUS.get(status, Failure.SERVER_ERROR if status >= 500 else Failure.REFUSED)
-    retry_after_s = _seconds(response.headers.get("retry-after"))
-    return CallFailed(kind, said, status=status, retry_after_s=retry_after_s)
-
-
-_BY_STATUS = {
-    408: Failure.TIMEOUT,
-    409: Failure.CONFLICT,
-    429: Failure.RATE_LIMITED,
-    503: Failure.UNAVAILABLE,
-}
-
-
-def error_message(body: bytes) -> str:
-    """Return the message of an OpenAI error object, or the beginning of whatever came instead."""
-    try:
-        raw = orjson.loads(body)
-        error = raw.get("error", raw)
-        message = error.get("message") if isinstance(error, dict) else error
-        text = str(message or raw)
-    except (ValueError, AttributeError):
-        text = body.decode("utf-8", "replace")
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
 def _text(value: object) -> str:
     """Return a message's content as text: null is empty, a list of parts is joined."""
     if value is None:
@@ -201,17 +138,3 @@ def _text(value: object) -> str:
 def _of(kind: type[T], value: object) -> T | None:
     """Return `value` where it is what a server should say there; None for anything else."""
     return value if isinstance(value, kind) else None
-
-
-def _seconds(value: str | None) -> float | None:
-    """Read Retry-After: a number of seconds, or a date; None for anything else."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

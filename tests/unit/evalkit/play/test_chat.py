@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from envs.games.key_door import KeyDoor
 from evalkit.errors import CallFailed, ContextOverflow, Failure, Unauthorized, UnknownModel
-from evalkit.play.chat import ChatPolicy, Sampling, error_message, read_completion, refusal
+from evalkit.play.calls import error_message, refusal
+from evalkit.play.chat import ChatPolicy, Sampling, read_completion
 from evalkit.play.limits import Patience, RetryLimits
 from evalkit.play.policy import Ask, Completion, request_seed
 from evalkit.play.strategies import Message

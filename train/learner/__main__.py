@@ -1,0 +1,43 @@
+"""`python -m train.learner RUN --url URL`: one learner; started by `python -m train grpo`.
+
+Exit codes: 0 done or stopped on request, 1 it cannot go on, 2 it was asked something impossible.
+Anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from train.errors import TrainError, UsageError
+from train.rollouts.worker import Interrupted
+from train.run import RunDir, State
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+
+def main() -> int:
+    """Train; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m train.learner")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--url", required=True)
+    options = parser.parse_args()
+    run = RunDir.open(options.run)
+    from train.learner.session import learn  # noqa: PLC0415  # seconds
+
+    try:
+        learn(run, options.url)
+    except Interrupted:
+        return 0
+    except TrainError as error:
+        sys.stderr.write(f"error: {error}\n")
+        run.update_status(State.FAILED, str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Sends each new version to the gateway, and returns when it is live as the trainer means it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from serve.client import AdminClient
+from serve.errors import AdminError
+from serve.wire import PolicyKind, Probes, SwapMode
+from train.errors import GatewayLost, PublishFailed
+
+T = TypeVar("T")
+
+_AWAY = frozenset({0, 502, 503, 504})
+"""Statuses of a gateway that is not there, or not yet."""
+_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """One version that went live."""
+
+    version: int
+    seconds: float
+    """From handing it over until every replica served it."""
+
+
+class Publisher:
+    """Publishes the versions of one policy, and lets go of those that nobody needs."""
+
+    def __init__(
+        self,
+        admin: AdminClient,
+        name: str,
+        *,
+        swap: SwapMode,
+        keep_versions: int,
+        wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.kept: set[int] = set()
+        """Versions that stay: those of checkpoints."""
+        self._admin = admin
+        self._name = name
+        self._swap = swap
+        self._keep_versions = keep_versions
+        self._wait_s = wait_s
+        self._clock = clock
+        self._sleep = sleep
+        self._sent: list[int] = []
+        self._parent: int | None = None
+
+    def publish(
+        self,
+        folder: Path,
+        kind: PolicyKind,
+        *,
+        step: int,
+        metrics: Mapping[str, float],
+        probes: Probes | None,
+    ) -> Sent:
+        """Publish a folder of weights and delete it; return when every ready replica serves it.
+
+        Raises:
+            PublishFailed: the gateway refuses it, or a replica does not compute what the trainer
+                computes; says which one.
+            GatewayLost: the gateway was away for `wait_s`.
+
+        """
+        started_s = self._clock()
+        published = self._insist(
+            lambda: self._admin.publish(
+                self._name,
+                folder,
+                kind=kind,
+                parent=self._parent,
+                metrics={"step": float(step), **metrics},
+                swap=self._swap,
+                probes=probes,
+            )
+        )
+        version = published.version
+        self._insist(lambda: self._wait_ready(version))
+        seconds = self._clock() - started_s
+        # A full version is what later ones are trained from; an adapter's base stays what it was.
+        self._parent = version if kind is PolicyKind.FULL else self._parent
+        if version in self._sent:
+            self._sent.remove(version)
+        self._sent.append(version)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._prune()
+        return Sent(version=version, seconds=seconds)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._admin.close()
+
+    def _wait_ready(self, version: int) -> None:
+        try:
+            self._admin.wait_ready(self._name, version, timeout_s=self._wait_s)
+        except TimeoutError as error:
+            raise PublishFailed(str(error)) from error
+
+    def _prune(self) -> None:
+        """Let the gateway delete versions that are neither recent nor a checkpoint's."""
+        old = self._sent[: -self._keep_versions]
+        unneeded = [version for version in old if version not in self.kept]
+        if unneeded:
+            pruned = self._insist(lambda: self._admin.prune(self._name, unneeded))
+            gone = set(pruned) | self.kept
+            self._sent = [version for version in self._sent if version not in gone]
+
+    def _insist(self, ask: Callable[[], T]) -> T:
+        """Ask until the gateway answers; it may be starting again."""
+        deadline_s = self._clock() + self._wait_s
+        while True:
+            try:
+                return ask()
+            except AdminError as error:
+                if error.status not in _AWAY:
+                    raise PublishFailed(f"{self._name}: {error}") from error
+                if self._clock() > deadline_s:
+                    raise GatewayLost(f"no gateway for {self._wait_s:.0f} s: {error}") from error
+            self._sleep(_PAUSE_S)
