@@ -6,6 +6,7 @@ defaults here. The resolved tree is stored with the run as `config.yaml`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -55,9 +56,9 @@ class Importance(StrEnum):
 
     NONE = "none"
     """Only by the loss's own ratio, taken against the sampler's logprobs."""
-    TOKEN_TRUNCATE = "token_truncate"
+    TOKEN_TRUNCATE = "token_truncate"  # noqa: S105  # no password
     """Each token weighs its ratio, at most the cap."""
-    TOKEN_MASK = "token_mask"
+    TOKEN_MASK = "token_mask"  # noqa: S105
     """Each token weighs its ratio; those beyond the cap, or below its inverse, weigh nothing."""
     SEQUENCE_TRUNCATE = "sequence_truncate"
     """Each row weighs its ratio, at most the cap."""
@@ -86,7 +87,7 @@ class Precision(StrEnum):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EnvSection(_Section):
@@ -101,9 +102,9 @@ class EnvSection(_Section):
 class LoraSection(_Section):
     """The adapter, where one is trained instead of all weights."""
 
-    r: int = Field(16, ge=1, le=512)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1, le=512)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
@@ -124,15 +125,15 @@ class GatewaySection(_Section):
     """http://HOST:PORT/v1; None starts one, with its engines, for the run."""
     api_key_env: str = "PALAESTRA_API_KEY"
     """The variable that holds a key with the scopes train and admin, where the gateway asks."""
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(default=1, ge=1)
     """Engines of a gateway of one's own."""
-    max_model_len: int | None = Field(None, ge=16)
+    max_model_len: int | None = Field(default=None, ge=16)
     """Prompt and completion of one call, in tokens, of a gateway of one's own."""
     engine_args: tuple[str, ...] = ()
     """Further words for vLLM's command line."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """For one completion."""
-    wait_s: float = Field(300.0, ge=0)
+    wait_s: float = Field(default=300.0, ge=0)
     """How long a gateway may be away, or starting up, before the run stops."""
 
 
@@ -141,17 +142,17 @@ class RolloutSection(_Section):
 
     strategy: str = "FULL_HISTORY"
     """A history strategy of evalkit's."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Episodes of one env seed, compared with each other."""
-    groups_per_step: int = Field(8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1)
     """Env seeds per optimizer step."""
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=64, ge=1)
     """Of one completion."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Episodes in flight at once."""
-    attempts: int = Field(3, ge=1)
+    attempts: int = Field(default=3, ge=1)
     """How often a group that lost an episode to infrastructure is played before the run stops."""
 
 
@@ -162,7 +163,7 @@ class RewardSection(_Section):
     """`env`: the env's own return; `shaped`: that with bonuses; or pkg.mod:Class."""
     args: dict[str, Any] = Field(default_factory=dict)
     """The reward's constructor arguments."""
-    attempts: int = Field(2, ge=1)
+    attempts: int = Field(default=2, ge=1)
     """Tries to score an episode before it is dropped from its group."""
 
 
@@ -170,35 +171,35 @@ class LearnSection(_Section):
     """How weights change."""
 
     mode: Mode = Mode.ASYNC
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     loss: Loss = Loss.DAPO
     scale: Scale = Scale.GROUP
-    epsilon_low: float = Field(0.2, gt=0, lt=1)
-    epsilon_high: float = Field(0.2, gt=0)
+    epsilon_low: float = Field(default=0.2, gt=0, lt=1)
+    epsilon_high: float = Field(default=0.2, gt=0)
     """Bounds of the clipped ratio; for cispo the upper one is the cap."""
     importance: Importance = Importance.NONE
-    importance_cap: float = Field(2.0, gt=1)
-    max_staleness: int = Field(1, ge=0)
+    importance_cap: float = Field(default=2.0, gt=1)
+    max_staleness: int = Field(default=1, ge=0)
     """Versions that the sampler of a trained token may be behind; 0 plays and learns in turns."""
-    max_row_tokens: int = Field(2048, ge=16)
+    max_row_tokens: int = Field(default=2048, ge=16)
     """Longest row that is trained on, in tokens; the constant of dr_grpo."""
-    learning_rate: float = Field(1e-6, gt=0)
-    warmup_steps: int = Field(0, ge=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: float = Field(0.0, ge=0)
-    beta2: float = Field(0.99, gt=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.99, gt=0, lt=1)
     """Adam's second moment."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    accumulation: int = Field(1, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    accumulation: int = Field(default=1, ge=1)
     """Micro-batches per step; each holds an equal share of the groups."""
     gradient_checkpointing: bool = False
     precision: Precision = Precision.AUTO
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Torch's threads on a CPU; None: 1 beside a gateway of one's own, else torch's choice."""
-    processes: int = Field(1, ge=1)
+    processes: int = Field(default=1, ge=1)
     """Trainer processes, one per GPU, by accelerate and FSDP."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the run: order of env seeds, sampling, initial adapter."""
     shuffle_rewards: bool = False
     """A control: returns change places within each step, so that nothing can be learned."""
@@ -207,25 +208,25 @@ class LearnSection(_Section):
 class PublishSection(_Section):
     """How new versions go live."""
 
-    every: int = Field(1, ge=1)
+    every: int = Field(default=1, ge=1)
     """Steps between versions."""
     channel: Channel = Channel.AUTO
     swap: Literal["wait", "keep"] = "keep"
     """What becomes of completions in flight: they finish first, or go on, labelled per token."""
-    probes: int = Field(4, ge=0)
+    probes: int = Field(default=4, ge=0)
     """Prompts on which replicas must agree with the trainer before they are live; 0: no gate."""
-    tolerance: float | None = Field(None, gt=0)
+    tolerance: float | None = Field(default=None, gt=0)
     """Largest difference of a probe's logprob; None: 1e-3 in fp32, 0.15 in bf16."""
-    keep_versions: int = Field(4, ge=1)
+    keep_versions: int = Field(default=4, ge=1)
     """Versions between checkpoints that stay on disk."""
 
 
 class CheckpointSection(_Section):
     """What is kept of a run."""
 
-    every: int = Field(20, ge=1)
+    every: int = Field(default=20, ge=1)
     """Steps between checkpoints; the last step always makes one."""
-    keep: int = Field(3, ge=1)
+    keep: int = Field(default=3, ge=1)
     """Newest ones that stay; the last one always does."""
 
 
@@ -254,7 +255,7 @@ class TrainConfig(_Section):
     track: TrackSection = TrackSection()
     out: str = "runs"
     """The folder that run directories are made in."""
-    restarts: int = Field(3, ge=0)
+    restarts: int = Field(default=3, ge=0)
     """How often a trainer that died is started again from its last checkpoint."""
 
     @model_validator(mode="after")
@@ -278,26 +279,40 @@ class TrainConfig(_Section):
 def load(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
     """Read a YAML file, if one is given, and put `overrides` over it.
 
-    `overrides` are dotted keys (`learn.steps`) with values of any type; None leaves a key alone.
+    `overrides` are dotted keys (`learn.steps`) with values of any type, None among them.
 
     Raises:
         BadConfig: the file cannot be read, or a key or value is not known; says which.
 
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            read = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise BadConfig(f"cannot read {path}: {error}") from None
-        if not isinstance(read, dict):
-            raise BadConfig(f"{path}: expected a mapping of sections")
-        tree = read
-    for key, value in overrides.items():
-        if value is not None:
-            _put(tree, key, value)
+    return resolve({} if path is None else read_tree(path), overrides, path)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Read a YAML file as it is; raise BadConfig if that cannot be done."""
     try:
-        return TrainConfig.model_validate(tree)
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadConfig(f"cannot read {path}: {error}") from None
+    if not isinstance(read, dict):
+        raise BadConfig(f"{path}: expected a mapping of sections")
+    return read
+
+
+def resolve(
+    tree: dict[str, Any], overrides: Mapping[str, Any], path: Path | None = None
+) -> TrainConfig:
+    """Return the config of a tree with `overrides` over it; `path` is where it came from.
+
+    Raises:
+        BadConfig: a key or value is not known; says which.
+
+    """
+    whole = copy.deepcopy(tree)
+    for key, value in overrides.items():
+        _put(whole, key, value)
+    try:
+        return TrainConfig.model_validate(whole)
     except ValidationError as error:
         raise BadConfig(_complaint(error, path)) from None
 

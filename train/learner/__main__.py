@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from train.errors import TrainError, UsageError
@@ -26,7 +27,13 @@ def main() -> int:
     parser.add_argument("--url", required=True)
     options = parser.parse_args()
     run = RunDir.open(options.run)
-    from train.learner.session import learn  # noqa: PLC0415  # seconds
+    # What TRL says of itself and of vLLM at each start is known and pinned.
+    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
+    from transformers.utils import logging  # noqa: PLC0415  # seconds
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    from train.learner.session import learn  # noqa: PLC0415
 
     try:
         learn(run, options.url)

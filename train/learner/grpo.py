@@ -18,7 +18,7 @@ import trl.experimental.async_grpo.async_grpo_trainer as trl_async
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 
 from train.learner import attention
@@ -88,6 +88,7 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
             rollout_worker=worker,
             weight_transfer=_NoTransfer(),
         )
+        self.remove_callback(PrinterCallback)
         self.steps: Steps
         """Set before `train`."""
         self.live_version = -1

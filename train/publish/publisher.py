@@ -113,8 +113,7 @@ class Publisher:
         unneeded = [version for version in old if version not in self.kept]
         if unneeded:
             pruned = self._insist(lambda: self._admin.prune(self._name, unneeded))
-            gone = set(pruned) | self.kept
-            self._sent = [version for version in self._sent if version not in gone]
+            self._sent = [version for version in self._sent if version not in pruned.versions]
 
     def _insist(self, ask: Callable[[], T]) -> T:
         """Ask until the gateway answers; it may be starting again."""
