@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .DEFAULT_GOAL := help
-.PHONY: help install engine demo test check format bench clean
+.PHONY: help install engine train demo demo-train test check format bench clean
 
 help:  ## show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ $(VENV)/engine.stamp: $(VENV)/base.stamp requirements/torch-cpu.txt requirements
 	$(PIP) --no-deps -r requirements/engine-cpu.txt
 	@touch $@
 
+$(VENV)/train.stamp: $(VENV)/engine.stamp requirements/train-cpu.txt
+	$(PIP) --no-deps -r requirements/train-cpu.txt
+	@touch $@
+
 $(VENV)/dev.stamp: $(VENV)/base.stamp requirements/dev.txt
 	$(PIP) -r requirements/dev.txt -c requirements/base.txt
 	@touch $@
@@ -31,7 +35,9 @@ install: $(VENV)/base.stamp  ## the product without an engine: evaluate against 
 
 engine: $(VENV)/engine.stamp  ## the product with vLLM on CPU
 
-check: $(VENV)/dev.stamp $(VENV)/engine.stamp  ## format, lint, types, import law, sizes
+train: $(VENV)/train.stamp  ## the product with vLLM and the trainer, on CPU
+
+check: $(VENV)/dev.stamp $(VENV)/train.stamp  ## format, lint, types, import law, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -43,6 +49,9 @@ test: check  ## everything, against real vLLM
 
 demo: $(VENV)/engine.stamp  ## a real model on real vLLM plays key_door in two arms
 	$(BIN)/python demo.py
+
+demo-train: $(VENV)/train.stamp  ## a tiny policy learns key_door by GRPO on real vLLM, and is compared
+	$(BIN)/python demo_train.py
 
 format: $(VENV)/dev.stamp  ## rewrite the sources in the house format
 	$(BIN)/ruff format .

@@ -5,7 +5,7 @@ by `asyncio.to_thread`. Needs httpx and nothing else, so importing it costs litt
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Self
 import httpx
 
 from serve.errors import AdminError
-from serve.wire import PolicyKind, SwapMode
+from serve.wire import PolicyKind, Probes, SwapMode
 
 _TIMEOUT_S = 30.0
 _PUBLISH_TIMEOUT_S = 900.0
@@ -35,6 +35,15 @@ class PublishedVersion:
     metrics: Mapping[str, float]
     path: str | None
     live_on: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedVersions:
+    """Which versions have no weights any more, and why others that were named have kept them."""
+
+    versions: tuple[int, ...]
+    kept: Mapping[int, str]
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +121,14 @@ class AdminClient:
         parent: int | None = None,
         metrics: Mapping[str, float] | None = None,
         swap: SwapMode = SwapMode.WAIT,
+        probes: Probes | None = None,
     ) -> PublishedVersion:
         """Make a checkpoint that the gateway can read the newest version; may be repeated.
 
-        Returns when it is safe on disk; `wait_ready` waits for the replicas.
+        Returns when it is safe on disk; `wait_ready` waits for the replicas. With `probes` a
+        replica serves it only after it has computed the same logprobs.
         """
-        body = {
+        body: dict[str, object] = {
             "name": name,
             "path": str(Path(path).absolute()),
             "version": version,
@@ -126,6 +137,8 @@ class AdminClient:
             "metrics": dict(metrics or {}),
             "swap": swap,
         }
+        if probes is not None:
+            body["probes"] = probes.to_json()
         return _version(self._ask("POST", "/admin/publish", body, timeout_s=_PUBLISH_TIMEOUT_S))
 
     def rollback(
@@ -134,6 +147,16 @@ class AdminClient:
         """Let a policy's name mean an older version again."""
         body = {"name": name, "version": version, "swap": swap}
         return _version(self._ask("POST", "/admin/rollback", body))
+
+    def prune(self, name: str, versions: Collection[int]) -> PrunedVersions:
+        """Delete the weights of versions for good, except of those that are in use."""
+        body = {"name": name, "versions": sorted(versions)}
+        answer = self._ask("POST", "/admin/policies/prune", body, timeout_s=_PUBLISH_TIMEOUT_S)
+        return PrunedVersions(
+            versions=tuple(answer["versions"]),
+            kept={each["version"]: each["reason"] for each in answer["kept"]},
+            freed_bytes=answer["freed_bytes"],
+        )
 
     def wait_ready(self, name: str, version: int, *, timeout_s: float = 120.0) -> None:
         """Return when every ready replica of the policy serves the version; else TimeoutError."""

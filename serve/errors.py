@@ -10,6 +10,7 @@ ServeError
 │   ├── EngineDied       the engine's process ended by itself; carries its log's tail
 │   ├── EngineNotReady   alive, but no completion worked before the deadline
 │   └── SwapFailed       the engine did not take the weights; it serves what it served before
+│       └── ProbeFailed  it took them, and does not compute with them what their trainer does
 ├── PolicyError
 │   ├── UnknownPolicy    no such name, or no such version of it
 │   ├── BadCheckpoint    what was to be published is incomplete, or not what it says it is
@@ -56,6 +57,10 @@ class EngineNotReady(EngineError):
 
 class SwapFailed(EngineError):
     """The engine did not take new weights."""
+
+
+class ProbeFailed(SwapFailed):
+    """The engine does not compute with new weights what their trainer does."""
 
 
 class PolicyError(ServeError):

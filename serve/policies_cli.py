@@ -5,23 +5,27 @@ runs on it follows within two seconds.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from serve.errors import AdminError, ConfigError, PolicyError, StateError, UnknownPolicy
-from serve.wire import BadReference, PolicyKind, PolicyRef, SwapMode
+from serve.wire import BadProbes, BadReference, PolicyKind, PolicyRef, Probes, SwapMode
 
 if TYPE_CHECKING:
-    from serve.client import AdminClient
+    from serve.client import AdminClient, PrunedVersions
+    from serve.policies.pruning import Pruned
     from serve.policies.store import PolicyStore
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_MOST_VERSION = 999_999
 _EPILOG = """examples:
   python -m serve policies publish my-policy ./checkpoint --metric won=0.41
   python -m serve policies list
   python -m serve policies show my-policy@7
+  python -m serve policies prune my-policy --versions 2-4,6 --url http://127.0.0.1:8000
   python -m serve policies rollback my-policy@6 --url http://127.0.0.1:8000 --api-key-env KEY
 
 exit codes: 0 done, 1 refused, 2 wrong usage
@@ -32,7 +36,7 @@ def add_parser(commands: "_Commands") -> None:
     """Add `policies` to the commands of a parser."""
     group = commands.add_parser(
         "policies",
-        help="list, show, publish and roll back versions of policies",
+        help="list, show, publish, roll back and prune versions of policies",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,6 +51,14 @@ def add_parser(commands: "_Commands") -> None:
     publish.add_argument("--parent", type=int, metavar="VERSION", help="what it was trained from")
     publish.add_argument(
         "--metric", action="append", default=[], type=_metric, metavar="NAME=NUMBER", help="kept"
+    )
+    publish.add_argument(
+        "--probes", metavar="FILE", help="JSON: what a replica must compute before it serves it"
+    )
+    prune = _action(actions, "prune", "delete the weights of versions that are not in use")
+    prune.add_argument("policy", metavar="NAME")
+    prune.add_argument(
+        "--versions", type=_versions, required=True, metavar="LIST", help="such as 3-7,9"
     )
     rollback = _action(actions, "rollback", "let a name mean an older version again")
     rollback.add_argument("policy", metavar="NAME@VERSION")
@@ -65,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         ref = PolicyRef.parse(options.policy) if hasattr(options, "policy") else None
         lines = _at_gateway(options, ref) if options.url else _at_store(options, ref)
-    except (ConfigError, BadReference) as error:
+    except (ConfigError, BadReference, BadProbes) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except (PolicyError, StateError, AdminError) as error:
@@ -92,6 +104,36 @@ def _metric(text: str) -> tuple[str, float]:
     return name, float(number)
 
 
+def _versions(text: str) -> list[int]:
+    """Read `3-7,9`, both ends included."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdigit() and (last.isdigit() if dash else True)):
+            raise argparse.ArgumentTypeError(f"expected versions such as 3-7,9, got {text!r}")
+        found.update(range(int(first), min(int(last or first), _MOST_VERSION) + 1))
+    return sorted(found - {0})
+
+
+def _probes(options: argparse.Namespace) -> Probes | None:
+    """Read the file of --probes; raise BadProbes."""
+    if options.probes is None:
+        return None
+    try:
+        with open(options.probes, "rb") as file:  # noqa: PTH123  # pathlib is not for --help
+            return Probes.from_json(json.load(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadProbes(f"{options.probes}: {error}") from error
+
+
+def _pruned(name: str, pruned: "Pruned | PrunedVersions") -> Iterable[str]:
+    for version in pruned.versions:
+        yield f"{name}@{version} pruned"
+    for version, why in pruned.kept.items():
+        yield f"{name}@{version} stays: {why}"
+    yield f"{pruned.freed_bytes / 1e6:.1f} MB freed"
+
+
 def _needed(ref: PolicyRef | None) -> tuple[str, int]:
     if ref is None or ref.version is None:
         raise BadReference(f"expected NAME@VERSION, got {str(ref)!r}")
@@ -115,8 +157,11 @@ def _at_store(options: argparse.Namespace, ref: PolicyRef | None) -> Iterable[st
             kind=options.kind,
             parent=options.parent,
             metrics=dict(options.metric),
+            probes=_probes(options),
         )
         return [info.label]
+    if options.action == "prune":
+        return _pruned(options.policy, store.prune(options.policy, options.versions))
     if options.action == "rollback":
         return [store.rollback(*_needed(ref)).label]
     return _stored(store, ref)
@@ -135,6 +180,8 @@ def _stored(store: "PolicyStore", ref: PolicyRef | None) -> Iterable[str]:
         lines.append(
             _version_line(info.label, info.kind, info.created.timestamp(), info.size_bytes)
             + _notes(info.version == latest, info.metrics)
+            + ("  probed" if info.probes else "")
+            + ("  pruned" if info.is_pruned else "")
         )
         if ref.version is not None:
             told = (
@@ -161,8 +208,11 @@ def _at_gateway(options: argparse.Namespace, ref: PolicyRef | None) -> Iterable[
                 parent=options.parent,
                 metrics=dict(options.metric),
                 swap=options.swap,
+                probes=_probes(options),
             )
             return [f"{published.name}@{published.version}"]
+        if options.action == "prune":
+            return list(_pruned(options.policy, client.prune(options.policy, options.versions)))
         if options.action == "rollback":
             name, version = _needed(ref)
             client.rollback(name, version, swap=options.swap)

@@ -183,14 +183,28 @@ def _resume(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(dumps(config), end="")
         return 0
+    if _is_done(config, run):
+        return 0
     config, about = ready(config, _say)
     with run.locked():
-        before = run.about()
-        if before.get("env") != about["env"]:
+        if run.about().get("env") != about["env"]:
             _say("the env is another one than when the run began; it goes on with this one")
         run.write_config(config)
-        run.write_about({**before, "resumed": [*before.get("resumed", []), about]})
+        run.note_resumed(about)
         return _supervise(config, run, resume=True)
+
+
+def _is_done(config: TrainConfig, run: RunDir) -> bool:
+    """Whether nothing is left to do; says where things are."""
+    from train.run import State  # noqa: PLC0415  # not for --help
+    from train.supervise import summary  # noqa: PLC0415
+
+    status = run.status()
+    if status.state is not State.FINISHED or status.step < config.learn.steps:
+        return False
+    for line in summary(config, run, finished=True):
+        _say(line)
+    return True
 
 
 def _supervise(config: TrainConfig, run: RunDir, *, resume: bool) -> int:

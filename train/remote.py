@@ -12,6 +12,11 @@ from train.errors import BadConfig
 _TIMEOUT_S = 10.0
 
 
+def base_url(url: str) -> str:
+    """Return a gateway's URL with /v1 at its end, whether it was there or not."""
+    return f"{url.rstrip('/').removesuffix('/v1')}/v1"
+
+
 def ensure_serves(
     config: TrainConfig, api_key: str | None, *, transport: httpx.BaseTransport | None = None
 ) -> None:
@@ -21,7 +26,7 @@ def ensure_serves(
         BadConfig: nobody answers there, the key is not taken, or the model is not among them.
 
     """
-    url = (config.gateway.url or "").rstrip("/")
+    url = base_url(config.gateway.url or "")
     variable = config.gateway.api_key_env
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:

@@ -203,6 +203,17 @@ class RunDir:
         """Write the run's description."""
         self._write(self.about_path, _json({"format": FORMAT, **about}))
 
+    def note_resumed(
+        self,
+        about: Mapping[str, Any],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Add to the description that the run goes on, and with what."""
+        before = self.about()
+        entry = {"at": now().isoformat(timespec="seconds"), **about}
+        self.write_about({**before, "resumed": [*before.get("resumed", []), entry]})
+
     def status(self) -> Status:
         """Read how far it is.
 

@@ -24,7 +24,7 @@ from train import children, cores
 from train.config import TrainConfig
 from train.errors import GatewayLost, RunFailed, SaveFailed, TrainError, UsageError
 from train.gateway import OwnGateway, serve_command
-from train.remote import ensure_serves
+from train.remote import base_url, ensure_serves
 from train.run import RunDir, State
 
 _POLL_S = 0.1
@@ -97,7 +97,6 @@ def supervise(
         sleep=sleep,
         clock=clock,
     )
-    run.update_status(State.RUNNING)
     say(f"{'going on with' if resume else 'run'} {run.path}")
     with _signals(watch):
         try:
@@ -177,7 +176,7 @@ class _Watch:
         config = self.config
         if config.gateway.url is not None:
             ensure_serves(config, os.environ.get(config.gateway.api_key_env) or None)
-            return config.gateway.url
+            return base_url(config.gateway.url)
         self.gateway = OwnGateway(
             self.commands.gateway,
             log=self.run.gateway_log_path,
@@ -195,6 +194,7 @@ class _Watch:
 
     def _attempt(self, url: str) -> int | None:
         """Let a learner run to its end; return the exit code, or None to start another one."""
+        self.run.update_status(State.RUNNING)
         placement = self._placement()
         several = self.config.learn.processes > 1
         self.learner = children.spawn(
@@ -341,7 +341,7 @@ def _without_port(words: Sequence[str]) -> list[str]:
 
 def _evaluation(config: TrainConfig, label: str) -> list[str]:
     """Return the options with which evalkit plays what was trained."""
-    url = config.gateway.url or "http://127.0.0.1:8000/v1"
+    url = base_url(config.gateway.url or "http://127.0.0.1:8000")
     env_args = (f"{key}={json.dumps(value)}" for key, value in config.env.args.items())
     return [
         *("--model", f"{url}#{label}", "--env", config.env.name),

@@ -7,7 +7,7 @@ and no store: it is told a folder and a label.
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,9 +21,12 @@ UNLABELLED = "default"
 """vLLM's label for the weights that it was started with."""
 CHANGING = "changing"
 """The label during a swap: one that is killed in the middle must not keep the old one's."""
+UNPROVEN = "?"
+"""At a label's end: the weights are in, and their probes were not passed yet."""
 
 _TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 900.0
+_PROBE_TIMEOUT_S = 120.0
 
 _METRIC = re.compile(r"^(vllm:[a-z_]+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _METRICS = {
@@ -111,19 +114,21 @@ class VllmAdmin:
         label: str,
         mode: SwapMode,
         applied: Callable[[], None] = lambda: None,
+        pausing: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve the weights of the folder `path` from now on, under `label`.
 
-        Requests in flight are frozen meanwhile, or with ABORT ended; what comes waits. `applied`
-        is called when the new weights are in, before any token is made with them. After a
-        SwapFailed it goes on with the weights it had; after an EngineNotReady in the middle it is
-        labelled CHANGING until the next swap.
+        Requests in flight are frozen meanwhile, or with ABORT ended; what comes waits. `pausing`
+        is called when the new weights are read, before the pause, and `applied` when they are in,
+        before any token is made with them. After a SwapFailed it goes on with the weights it had;
+        after an EngineNotReady in the middle it is labelled CHANGING until the next swap.
         """
         before = await self.weight_info()
         if before is None:
             raise SwapFailed(f"{self.base_url} has no routes to change its weights")
         await self._begin()
         await self._update(path, apply=False)
+        pausing()
         async with self._paused("abort" if mode is SwapMode.ABORT else "keep"):
             await self.label_weights(CHANGING)
             try:
@@ -144,6 +149,32 @@ class VllmAdmin:
         answer = await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if answer.status_code not in (200, 404):
             raise SwapFailed(_said(answer))
+
+    async def prompt_logprobs(self, model: str, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Return the logprob of each token but the first, given those before it, in nats.
+
+        Computed anew: vLLM reads no cached prefix for these. Raises SwapFailed if it cannot say.
+        """
+        body = {
+            "model": model,
+            "prompt": list(tokens),
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": 0,
+        }
+        answer = await self._demand("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
+        try:
+            _, *found = answer.json()["choices"][0]["prompt_logprobs"]
+            return tuple(
+                float(known[str(token)]["logprob"])
+                for token, known in zip(tokens[1:], found, strict=True)
+            )
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise SwapFailed(f"{self.base_url} does not say the logprobs of a prompt") from error
+
+    async def abort_requests(self) -> None:
+        """End all requests in flight with what they have; raise SwapFailed."""
+        await self._demand("/abort_requests", {})
 
     async def resume(self) -> None:
         """Go on after a pause that somebody left behind; harmless otherwise."""
@@ -191,11 +222,12 @@ class VllmAdmin:
         *,
         params: Mapping[str, str] | None = None,
         timeout_s: float = _TIMEOUT_S,
-    ) -> None:
+    ) -> httpx.Response:
         """Post, and raise SwapFailed with what it said if that is not a success."""
         answer = await self._ask("POST", path, body, params=params, timeout_s=timeout_s)
         if not answer.is_success:
             raise SwapFailed(_said(answer))
+        return answer
 
     async def _insist(self, path: str, body: Mapping[str, object] | None = None) -> None:
         """Post what has to succeed for the engine to be of use; raise EngineNotReady."""

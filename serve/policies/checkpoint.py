@@ -21,7 +21,8 @@ from serve.errors import BadCheckpoint
 from serve.wire import PolicyKind
 
 _BESIDE_WEIGHTS = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
-_TRAINERS_OWN = {"trainer_state.json"}
+_NOT_SERVED = {"trainer_state.json", "manifest.json", "probes.json"}
+"""The trainer's state; and what a store writes beside a version, which may be published again."""
 _LORA_PREFIX = "base_model.model."
 _LORA_A = ".lora_A.weight"
 _LORA_B = ".lora_B.weight"
@@ -102,8 +103,8 @@ def _adapter_files(folder: Path) -> tuple[str, ...]:
 
 
 def _beside(folder: Path) -> Iterable[str]:
-    """Name the tokenizer's and the model's small files, without the trainer's own state."""
+    """Name the tokenizer's and the model's small files, and nobody else's."""
     for path in folder.iterdir():
-        wanted = path.suffix in _BESIDE_WEIGHTS and path.name not in _TRAINERS_OWN
+        wanted = path.suffix in _BESIDE_WEIGHTS and path.name not in _NOT_SERVED
         if wanted and not path.name.startswith(".") and path.is_file():
             yield path.name

@@ -44,16 +44,23 @@ class PolicyInfo:
     size_bytes: int
     files: tuple[PolicyFile, ...]
     path: Path | None
-    """Where its files are; None for an upstream's weights, which nobody here has."""
+    """Where its files are; None for weights that are not here: an upstream's, or pruned ones."""
     source: str | None = None
     """Where it was published from."""
     metrics: dict[str, float] = field(default_factory=dict)
     git_sha: str | None = None
+    probes: str = ""
+    """SHA-256 of `probes.json`, which lies beside the manifest; empty without probes."""
 
     @property
     def label(self) -> str:
         """`NAME@VERSION`: how an engine's weights and adapters are labelled."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether its weights were here and are no more."""
+        return self.path is None and bool(self.files)
 
     def is_same(self, other: "PolicyInfo") -> bool:
         """Whether both consist of the same bytes over the same base."""
@@ -62,6 +69,11 @@ class PolicyInfo:
             for info in (self, other)
         )
         return mine == theirs
+
+    def can_be(self, draft: "PolicyInfo") -> bool:
+        """Whether publishing the draft would bring nothing that is not here."""
+        is_covered = draft.probes in ("", self.probes)
+        return not self.is_pruned and is_covered and self.is_same(draft)
 
 
 _INFO = TypeAdapter(PolicyInfo)

@@ -1,10 +1,11 @@
-"""The store of policies on disk: publish, roll back, look. The file system is all it knows.
+"""The store of policies on disk: publish, roll back, look, prune. It knows only the file system.
 
-    ROOT/NAME/NNNNNN/{manifest.json, weights..., COMPLETE}    one folder a version, never changed
-    ROOT/NAME/latest                                          the version that NAME means
+    ROOT/NAME/NNNNNN/{manifest.json, probes.json, weights..., COMPLETE}    a folder a version
+    ROOT/NAME/latest                                             the version that NAME means
 
-A version's folder appears in one rename, whole and on the disk, and only then does `latest` move.
-So a reader sees a version or does not, whenever a publisher dies; several may publish at once.
+A version's folder appears in one rename, whole and on the disk, and only then does `latest` move;
+it never changes, unless its weights are pruned. So a reader sees a version or does not, whenever a
+publisher dies; several may publish at once.
 """
 
 import hashlib
@@ -12,16 +13,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from serve.errors import BadCheckpoint, StateError, UnknownPolicy, VersionConflict
-from serve.policies import disk, manifest
+from serve.policies import disk, manifest, pruning
+from serve.policies import probes as probe_files
 from serve.policies.checkpoint import Checkpoint, ensure_fits, read_checkpoint, shapes_in
 from serve.policies.manifest import PolicyFile, PolicyInfo
-from serve.wire import BadReference, PolicyKind, PolicyRef
+from serve.policies.pruning import Pruned
+from serve.wire import BadReference, PolicyKind, PolicyRef, Probes
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
@@ -37,6 +40,8 @@ class PolicyStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.holders: list[Callable[[str], Mapping[int, str]]] = []
+        """Each tells the versions of a name that must not be pruned, and why; from any thread."""
         self._read: dict[Path, PolicyInfo] = {}
         self._whole: dict[Path, frozenset[int]] = {}
 
@@ -83,11 +88,13 @@ class PolicyStore:
         metrics: Mapping[str, float] | None = None,
         git_sha: str | None = None,
         link: bool = False,
+        probes: Probes | None = None,
     ) -> PolicyInfo:
         """Make a checkpoint the newest version of a policy, and the one that its name means.
 
-        Publishing the same bytes again returns the version that they are. With `link` the files
-        are linked instead of copied where possible: only for files that nobody will write to.
+        Publishing the same bytes again returns the version that they are, unless they come with
+        other probes. A replica serves a version with probes only after it has passed them. With
+        `link` files are linked where possible, not copied: only those that nobody will write to.
         Raises BadCheckpoint, and VersionConflict where `version` is not the next.
         """
         found = read_checkpoint(checkpoint.resolve(), kind)
@@ -102,7 +109,10 @@ class PolicyStore:
                 _draft(name, found, files),
                 metrics=dict(metrics or {}),
                 git_sha=git_sha,
+                probes=probe_files.digest_of(probes),
             )
+            if probes is not None:
+                disk.write(staged / probe_files.PROBES, probe_files.dumps(probes))
             with disk.locked(folder):
                 numbers = self._numbers_of(folder, name)
                 draft = self._under(draft, found, numbers, parent)
@@ -152,11 +162,46 @@ class PolicyStore:
 
     def rollback(self, name: str, version: int) -> PolicyInfo:
         """Let the name mean an older version again, or a newer one; raise UnknownPolicy."""
-        info = self.info(name, version)
         folder = self._folder(name)
+        if not folder.is_dir():
+            raise UnknownPolicy(f"no policy {name!r} in {self.root}")
         with disk.locked(folder):
+            info = self.info(name, version)
+            if info.is_pruned:
+                raise UnknownPolicy(f"the weights of {info.label} were pruned")
             _point(folder, version, self._numbers(folder)[-1])
         return info
+
+    def prune(self, name: str, versions: Collection[int]) -> Pruned:
+        """Delete the weights of versions, except of those that are in use; raise UnknownPolicy.
+
+        The one that the name means stays, and so do the base of a LoRA that stays and what the
+        `holders` hold. Their manifests remain.
+        """
+        folder = self._folder(name)
+        infos = {info.version: info for info in self.versions(name)}
+        with disk.locked(folder):
+            held = {
+                version: why for holder in self.holders for version, why in holder(name).items()
+            }
+            if (latest := self.latest(name)) is not None:
+                held[latest] = f"{name!r} means it"
+                held.setdefault(infos[latest].base, f"version {latest} is a LoRA over it")
+            kept = pruning.spared(infos, versions, held)
+            gone = sorted(set(versions) - kept.keys())
+            freed_bytes = 0
+            for version in gone:
+                info = replace(infos[version], path=None)
+                self._read[folder / _digits(version) / MANIFEST] = info
+                freed_bytes += pruning.strip(folder / _digits(version), info, (MANIFEST, COMPLETE))
+        return Pruned(versions=tuple(gone), kept=kept, freed_bytes=freed_bytes)
+
+    def probes(self, info: PolicyInfo) -> Probes | None:
+        """Return what a version was published with, if anything; raise BadCheckpoint."""
+        if not info.probes:
+            return None
+        folder = self._folder(info.name) / _digits(info.version)
+        return probe_files.load(folder / probe_files.PROBES, info.probes)
 
     def verify(self, info: PolicyInfo) -> None:
         """Raise BadCheckpoint if a file is not what it was when it was published."""
@@ -239,11 +284,13 @@ class PolicyStore:
             if (version is None or version in numbers)
             else None
         )
-        if known is not None and known.is_same(draft):
+        if known is not None and known.can_be(draft):
             return known
         if version is None or version > numbers[-1]:
             return None
-        why = "exists with other bytes" if known else f"lies behind the newest, {numbers[-1]}"
+        why = f"lies behind the newest, {numbers[-1]}"
+        if known is not None:
+            why = "was pruned" if known.is_pruned else "exists with other bytes or probes"
         raise VersionConflict(f"version {version} of {draft.name!r} {why}")
 
     def _point_to_retried(self, folder: Path, info: PolicyInfo, numbers: list[int]) -> PolicyInfo:

@@ -13,7 +13,9 @@ from typing import Self
 
 from serve.engine.vllm import ServedModel, VllmAdmin
 from serve.errors import EngineError, SwapFailed
-from serve.policies.link import Asked, Link, Mover
+from serve.policies.gate import Proof
+from serve.policies.link import Asked, Link
+from serve.policies.mover import Mover
 from serve.policies.store import PolicyStore
 from serve.policies.target import target_of
 from serve.pool.base import Pool
@@ -56,6 +58,7 @@ class Sync:
         self._seen: dict[str, int | None] = {}
         self._rolling = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        store.holders.append(self.in_use)
 
     @property
     def boots(self) -> Mapping[str, int]:
@@ -66,6 +69,20 @@ class Sync:
     def swaps(self) -> int:
         """How often full weights were changed on an engine."""
         return self._mover.swaps
+
+    @property
+    def proofs(self) -> Mapping[str, Proof]:
+        """Replica -> what it last said to the probes of a version."""
+        return {id_: link.proof for id_, link in self._links.items() if link.proof is not None}
+
+    def in_use(self, name: str) -> dict[int, str]:
+        """Return the versions of a policy that must not be pruned, and why; from any thread."""
+        used = dict.fromkeys(self.pinned.get(name, ()), "the rules name it")
+        for replica in list(self._pool.replicas):
+            link = self._links.get(replica.id)
+            if link is not None and link.name == name:
+                used |= dict.fromkeys(link.versions(replica), f"{replica.id} serves it")
+        return used
 
     async def prepare(self, replica: Replica) -> None:
         """Bring a healthy replica that takes no requests yet to the current versions.
@@ -113,11 +130,11 @@ class Sync:
 
     async def _move(self, replica: Replica, link: Link, swap: SwapMode) -> None:
         """Bring one replica to where the pointer is now; raise SwapFailed if it stays behind."""
-        if asyncio.get_running_loop().time() < link.retry_at_s:
-            return
         async with link.lock:
             asked = await self._asked(link) if replica.is_ready else None
             if asked is None:
+                return
+            if asked == link.refused and asyncio.get_running_loop().time() < link.retry_at_s:
                 return
             try:
                 async with self._admin(replica.base_url) as engine:
@@ -142,11 +159,13 @@ class Sync:
     ) -> None:
         assert link.name is not None
         latest, pinned = asked
+        if asked != link.refused:
+            link.refused, link.failures = asked, 0
         target = await asyncio.to_thread(
             target_of, self._store, link.name, latest, self._most_adapters, pinned
         )
         await self._mover.bring(replica, link, engine, target, swap)
-        link.asked = asked
+        link.asked, link.refused = asked, None
         link.failures, link.retry_at_s, replica.reason = 0, 0.0, ""
 
     def _refused(self, replica: Replica, link: Link, error: SwapFailed) -> None:

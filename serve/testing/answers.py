@@ -30,7 +30,9 @@ Reply = str | Sequence[str] | Callable[[dict[str, Any]], str]
 A function finds the name of the weights that answer under `_weights`.
 """
 
-_SPECIAL: Final = frozenset("return_token_ids logprobs top_logprobs tools tool_choice".split())
+_SPECIAL: Final = frozenset(
+    "return_token_ids logprobs top_logprobs prompt_logprobs tools tool_choice".split()
+)
 """Fields of requests whose answers are made token by token."""
 _VERSIONED_TOKENS: Final = 2
 _NONE: Final[dict[str, Any]] = {}

@@ -63,7 +63,7 @@ class FakeEngine(Engine):
         self.faults = faults
         self.stats = Stats()
         self.itl_s = itl_s
-        self.served = Served(model, root)
+        self.served = Served(model, root, is_stale=faults.stale_weights)
         self.cache = PrefixCache(blocks=kv_blocks) if kv_blocks else None
         self.scheduler = Scheduler(most_running=most_running)
         self.admin = Admin(self.served, self.scheduler, self.cache) if dev_mode else None

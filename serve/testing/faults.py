@@ -74,6 +74,8 @@ class Faults:
     """A connection on which nothing comes for so long is closed; 0 is never."""
     close_idle_after_requests: int = 0
     """A connection is closed right after so many answers, without a word of that in them."""
+    stale_weights: bool = False
+    """New weights and adapters are taken and labelled, and the old weights go on answering."""
     chunked: bool = False
     """Bodies go in chunks instead of under a Content-Length."""
     _asked: tuple[tuple[Fault, int], ...] = field(init=False, repr=False, compare=False)

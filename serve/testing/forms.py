@@ -8,6 +8,7 @@ import orjson
 from serve.testing.asks import read_chat, read_text
 from serve.testing.generation import Ask, Generation
 from serve.testing.plain import CREATED, DONE, FINGERPRINT
+from serve.testing.tokens import WORDS
 
 
 class Form(ABC):
@@ -165,8 +166,12 @@ class Text(OpenAI):
         return read_text(request)
 
     def content(self, made: Generation) -> dict[str, Any]:
-        """Return the text, and the prompt's ids, which are the choice's here."""
-        ids = {"prompt_token_ids": made.ask.prompt_ids} if made.ask.wants_ids else {}
+        """Return the text, and the prompt's ids and logprobs, which are the choice's here."""
+        ids: dict[str, Any] = (
+            {"prompt_token_ids": made.ask.prompt_ids} if made.ask.wants_ids else {}
+        )
+        if made.ask.request.get("prompt_logprobs") is not None:
+            ids["prompt_logprobs"] = prompt_logprobs(made)
         return {"text": made.text, **ids}
 
     def event(self, made: Generation, start: int) -> bytes:
@@ -215,6 +220,19 @@ def chat_logprobs(made: Generation, start: int) -> list[dict[str, Any]]:
         rest = [_logprob(f" other{n}", f" other{n}", value - n) for n in range(1, others)]
         content.append(_logprob(shown, piece, value) | {"top_logprobs": chosen + rest})
     return content
+
+
+def prompt_logprobs(made: Generation) -> list[dict[str, Any] | None]:
+    """Return what the weights say to each token of the prompt, the first excepted; no others'."""
+    ids = made.ask.prompt_ids
+    known = zip(ids[1:], made.prompt_logprobs(), strict=True)
+    return [
+        None,
+        *(
+            {str(token_id): {"logprob": value, "rank": 1, "decoded_token": WORDS.word(token_id)}}
+            for token_id, value in known
+        ),
+    ]
 
 
 def usage(made: Generation, *, is_whole: bool = False) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """One answer in the making: a token a step, each with the weights of its moment. No I/O."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
@@ -140,6 +141,10 @@ class Generation:
         """Return the tokens made, from number `start` on."""
         return WORDS.ids(self.pieces[start:])
 
+    def prompt_logprobs(self) -> list[float]:
+        """Return how likely the weights say that each token of the prompt but the first is."""
+        return prompt_logprobs(self._weights, self.ask.prompt_ids)
+
     def step(self) -> None:
         """Make one token if there is one to make, and see whether it was the last."""
         weights = self._served.weights_of(self.ask.model) or self._weights
@@ -166,6 +171,16 @@ class Generation:
             self.spans[-1] = (label, self.spans[-1][1], at + 1)
         else:
             self.spans.append((label, at, at + 1))
+
+
+def prompt_logprobs(weights: Weights, tokens: Sequence[int]) -> list[float]:
+    """Return how likely weights say that each token but the first is, given those before it."""
+    digest = blake2b(weights.salt, digest_size=8)
+    found = []
+    for token_id in tokens:
+        digest.update(b"%d," % token_id)
+        found.append(-(int.from_bytes(digest.digest()) % 2000 + 1) / 1000)
+    return found[1:]
 
 
 def _logprob(piece: str, weights: Weights) -> float:

@@ -4,7 +4,7 @@ So an answer shows which weights made it, whatever label they go by. What is ref
 what vLLM refuses with `serve.engine.weights_engine`. Knows no route and no connection.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -36,9 +36,11 @@ BOOT: Final = Weights()
 class Served:
     """What one engine serves at this moment."""
 
-    def __init__(self, model: str, root: Path | None = None) -> None:
+    def __init__(self, model: str, root: Path | None = None, *, is_stale: bool = False) -> None:
         """`root` is the checkpoint it seems to be started with; raise BadCheckpoint."""
         self.model = model
+        self.is_stale = is_stale
+        """Whether new weights are taken and labelled, while the old ones go on answering."""
         self._root = root
         self.boot()
 
@@ -84,7 +86,7 @@ class Served:
         elif self._held is None or self._held.root != path:
             raise failed(f"{path} has to be read before it is applied")
         else:
-            self.base, self._held = self._held, None
+            self.base, self._held = self._taken(self._held), None
         self._is_updating = True
 
     def finish_update(self, label: str | None) -> None:
@@ -109,7 +111,7 @@ class Served:
         files = sorted(folder.glob("*.safetensors"))
         if not (files and (folder / ADAPTER_CONFIG).is_file()) and not (folder / MARK).is_file():
             raise _not_found(f"Loading lora {name} failed: No adapter found for {path}")
-        self.adapters[name] = _weights(folder, files)
+        self.adapters[name] = self._taken(_weights(folder, files))
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload_adapter(self, name: str) -> str:
@@ -120,6 +122,9 @@ class Served:
             raise _not_found(f"The lora adapter '{name}' cannot be found.")
         del self.adapters[name]
         return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def _taken(self, new: Weights) -> Weights:
+        return replace(self.base, root=new.root) if self.is_stale else new
 
     def _fitting(self, folder: Path) -> Weights:
         """Read a folder whose tensors are those of the served one; raise Refusal."""

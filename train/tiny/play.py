@@ -123,12 +123,12 @@ class _Sampler:
         replies: list[list[int]] = [[] for _ in prompts]
         for first in range(0, len(order), _ROWS):
             chosen = order[first : first + _ROWS]
-            done = self._batch([prompts[index] for index in chosen])
+            with torch.inference_mode():
+                done = self._batch([prompts[index] for index in chosen])
             for index, reply in zip(chosen, done, strict=True):
                 replies[index] = reply
         return replies
 
-    @torch.inference_mode()
     def _batch(self, prompts: list[list[int]]) -> list[list[int]]:
         width = max(map(len, prompts))
         assert width < MAX_TOKENS, f"a prompt of {width} tokens does not fit"

@@ -33,8 +33,8 @@ class Recipe:
     """Episodes per step where a row is an episode, rows per step where a row is a turn."""
     learning_rate: float = 1.5e-3
     """The highest of the warm start."""
-    vocabulary: int = 768
-    """Tokens, the 256 bytes and the special ones included."""
+    vocabulary: int = 1024
+    """The most tokens, the 256 bytes and the special ones included."""
 
     def __post_init__(self) -> None:
         for name in ("noise", "forgetful"):

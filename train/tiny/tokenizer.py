@@ -30,17 +30,12 @@ MAX_TOKENS = 2048
 """Longest context, in tokens."""
 _SMALLEST = 256 + 3
 _EPISODES = 300
-_PIECES = "|".join(
-    (
-        r" ?\([0-9]+, [0-9]+\)",  # a place
-        r"<[a-z]+>[a-z0-9]+</[a-z]+>",  # a tagged action
-        r"</?[a-z]+>",
-        r" ?[0-9XO](?![^ \n])",  # a single cell
-        r",?[^.,:;()<>\n]+[.,:;]*\n*",  # a phrase
-        r"\n+",
-        r"[^\n]",
-    )
-)
+_PLACE = r" ?\([0-9]+, [0-9]+\)"
+_TAGGED_ACTION = r"<[a-z]+>[a-z0-9]+</[a-z]+>"
+_TAG = r"</?[a-z]+>"
+_CELL = r" ?[0-9XO](?![^ \n])"
+_PHRASE = r",?[^.,:;?()<>\n]+[.,:;?]*\n*"
+_PIECES = rf"{_PLACE}|{_TAGGED_ACTION}|{_TAG}|{_CELL}|{_PHRASE}|\n+|[^\n]"
 
 
 def train_tokenizer(recipe: Recipe, seed: int) -> PreTrainedTokenizerFast:

@@ -20,9 +20,6 @@ from train.tiny.tokenizer import Renderer
 
 _WARMUP_SHARE = 0.05
 _EVERY = 50
-import os
-
-MASK = os.environ.get("MASK") == "1"
 _IGNORED = -100
 _POOL = 8
 

@@ -13,6 +13,7 @@ from serve.accounts.records import KeyInfo
 from serve.front.control.bodies import (
     AuditAnswer,
     ErrorAnswer,
+    KeptAnswer,
     KeyAnswer,
     KeyBody,
     KeyIdBody,
@@ -22,6 +23,8 @@ from serve.front.control.bodies import (
     Overview,
     PoliciesAnswer,
     PoolAnswer,
+    PruneAnswer,
+    PruneBody,
     PublishBody,
     RollbackBody,
     ScaleBody,
@@ -114,6 +117,7 @@ async def publish(
         kind=body.kind,
         parent=body.parent,
         metrics=body.metrics,
+        probes=None if body.probes is None else body.probes.probes(),
     )
     label = f"{info.name}@{info.version}"
     _converge(request, services, info.name, body.swap)
@@ -131,6 +135,25 @@ async def rollback(
     _converge(request, services, info.name, body.swap)
     await _audit(request, services, caller.actor, "policy.rollback", label)
     return sight_of(request).version(info)
+
+
+@guarded.post("/policies/prune")
+async def prune(
+    request: Request, body: PruneBody, services: ServicesDep, caller: AdminDep
+) -> PruneAnswer:
+    """Delete the weights of versions for good; what they were stays on record.
+
+    Those that are in use stay: the one that the name means, those that a replica serves or a rule
+    names, and the base of a LoRA that stays.
+    """
+    pruned = await asyncio.to_thread(services.policies.prune, body.name, body.versions)
+    gone = ", ".join(map(str, pruned.versions)) or "none"
+    await _audit(request, services, caller.actor, "policy.prune", body.name, f"versions: {gone}")
+    return PruneAnswer(
+        versions=list(pruned.versions),
+        kept=[KeptAnswer(version=each, reason=why) for each, why in pruned.kept.items()],
+        freed_bytes=pruned.freed_bytes,
+    )
 
 
 @guarded.get("/keys")

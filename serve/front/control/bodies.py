@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, model
 
 from serve.accounts.limits import Limits
 from serve.pool.replicas import ReplicaState
-from serve.wire import PolicyKind, Scope, SwapMode
+from serve.wire import MOST_PROBES, PolicyKind, Probes, Scope, SwapMode
 
 _NO_NUL = r"^[^\x00]+$"
 PolicyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
@@ -23,6 +23,23 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class ProbesBody(Body):
+    """Sequences of tokens, and the logprobs that the trainer gives them from the second on."""
+
+    tokens: list[list[int]] = Field(max_length=MOST_PROBES)
+    logprobs: list[list[FiniteFloat]] = Field(max_length=MOST_PROBES)
+    tolerance: FiniteFloat = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        self.probes()
+        return self
+
+    def probes(self) -> Probes:
+        """Return the probes as the store has them; raise BadProbes, a ValueError."""
+        return Probes.from_json(self.model_dump())
+
+
 class PublishBody(Body):
     """A checkpoint on the gateway's own disk that becomes a policy's newest version."""
 
@@ -35,6 +52,8 @@ class PublishBody(Body):
         default_factory=dict, max_length=256
     )
     swap: SwapMode = SwapMode.WAIT
+    probes: ProbesBody | None = None
+    """What a replica must compute with these weights before it serves them."""
 
 
 class RollbackBody(Body):
@@ -43,6 +62,13 @@ class RollbackBody(Body):
     name: PolicyName
     version: Version
     swap: SwapMode = SwapMode.WAIT
+
+
+class PruneBody(Body):
+    """Versions of a policy whose weights are to be deleted."""
+
+    name: PolicyName
+    versions: list[Version] = Field(min_length=1, max_length=10_000)
 
 
 class ScaleBody(Body):
@@ -194,7 +220,7 @@ class VersionAnswer(BaseModel):
     size_bytes: int
     metrics: dict[str, float]
     path: str | None
-    """Where its files are, on the gateway's disk."""
+    """Where its files are, on the gateway's disk; null if they are not there, or were pruned."""
     live_on: list[str]
     """Ids of the ready replicas that serve it."""
 
@@ -205,6 +231,22 @@ class PolicyAnswer(BaseModel):
     name: str
     latest: int | None
     versions: list[VersionAnswer]
+
+
+class KeptAnswer(BaseModel):
+    """A version that was not pruned, and why."""
+
+    version: int
+    reason: str
+
+
+class PruneAnswer(BaseModel):
+    """What became of a wish to prune."""
+
+    versions: list[int]
+    """Those whose weights are gone now."""
+    kept: list[KeptAnswer]
+    freed_bytes: int
 
 
 class PoliciesAnswer(BaseModel):

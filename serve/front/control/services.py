@@ -3,7 +3,7 @@
 `serve.up` puts the real ones in, tests put fakes in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ from serve.accounts.records import AuditEntry, KeyInfo, Usage
 from serve.accounts.sessions import Session, Sessions
 from serve.front.sight.meters import Meters
 from serve.policies.manifest import PolicyInfo
+from serve.policies.pruning import Pruned
 from serve.pool.base import Pool
-from serve.wire import PolicyKind, Scope, SwapMode
+from serve.wire import PolicyKind, Probes, Scope, SwapMode
 
 
 class Auth(Protocol):
@@ -86,8 +87,12 @@ class Policies(Protocol):
         kind: PolicyKind | None = None,
         parent: int | None = None,
         metrics: Mapping[str, float] | None = None,
+        probes: Probes | None = None,
     ) -> PolicyInfo:
         """Make a checkpoint the newest version."""
+
+    def prune(self, name: str, versions: Collection[int]) -> Pruned:
+        """Delete the weights of versions that are not in use."""
 
     def rollback(self, name: str, version: int) -> PolicyInfo:
         """Make an older version the newest again."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from serve.wire import Probes
+
 LENGTH = 24
 WEIGHTS = (1, 2, 3)
 ADAPTERS = ("a", "b")
@@ -34,6 +36,24 @@ class Tiny:
 
     def checkpoint(self, weights: int | str) -> Path:
         return self.folder / str(weights)
+
+    def probes(self, weights: str, tolerance: float) -> Probes:
+        """Return what transformers makes of the prompts and their greedy answers, in fp32."""
+        import torch
+
+        model = model_of(self.checkpoint(weights[0]))
+        if len(weights) > 1:
+            merge(model, self.checkpoint(weights[1]))
+        tokens = [
+            (*prompt, *ids)
+            for prompt, (ids, _) in zip(self.prompts, self.expected[weights], strict=True)
+        ]
+        with torch.no_grad():
+            made = model(torch.tensor(tokens)).logits.log_softmax(-1)[:, :-1]
+        logprobs = made.gather(2, torch.tensor(tokens)[:, 1:, None])[..., 0].tolist()
+        return Probes(
+            tokens=tuple(tokens), logprobs=tuple(map(tuple, logprobs)), tolerance=tolerance
+        )
 
 
 def model_of(folder: Path) -> Any:

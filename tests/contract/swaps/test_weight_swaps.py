@@ -7,6 +7,7 @@ labelled as the gateway does it, by what the replica says of itself.
 import asyncio
 import dataclasses
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +19,16 @@ import pytest
 from serve.config import EngineConfig
 from serve.engine.command import detect, vllm_command
 from serve.engine.launch import LaunchedEngine, free_port
-from serve.engine.vllm import CHANGING, VllmAdmin
+from serve.engine.vllm import CHANGING, UNPROVEN, VllmAdmin
 from serve.errors import SwapFailed
+from serve.policies.link import NO_VERSION
 from serve.policies.manifest import PolicyInfo
 from serve.policies.store import PolicyStore
 from serve.policies.sync import Sync
 from serve.pool.base import Pool
 from serve.pool.replicas import Replica, ReplicaState
 from serve.pool.routing import Wanted, serves
-from serve.wire import SwapMode
+from serve.wire import Probes, SwapMode
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
@@ -87,9 +89,11 @@ class World:
         self.sync = Sync(self.store, OneReplica(self.replica), boots={NAME: 1})
         self.client = httpx.AsyncClient(base_url=self.url, timeout=60)
 
-    def publish(self, weights: str, *, parent: int | None = None) -> PolicyInfo:
+    def publish(
+        self, weights: str, *, parent: int | None = None, probes: Probes | None = None
+    ) -> PolicyInfo:
         folder = self.tiny.checkpoint(weights[-1])
-        info = self.store.publish(NAME, folder, parent=parent)
+        info = self.store.publish(NAME, folder, parent=parent, probes=probes)
         self.weights[info.version] = weights
         return info
 
@@ -337,6 +341,82 @@ def test_adapters_and_their_base_answer_at_once(play: Play) -> None:
         await world.sync.converge(NAME, SwapMode.WAIT)
         for version in versions:
             world.ensure_right(await world.ask(1, version))
+
+    play(script)
+
+
+@pytest.mark.parametrize("swap", list(SwapMode))
+def test_weights_that_compute_what_their_trainer_does_go_live(play: Play, swap: SwapMode) -> None:
+    async def script(world: World) -> None:
+        await world.serve("1")
+        for weights in ("2", "3", "1", "1a"):
+            info = world.publish(weights, probes=world.tiny.probes(weights, 1e-4))
+            await world.sync.converge(NAME, swap)
+            assert (world.replica.current[NAME], world.replica.reason) == (info.version, "")
+            proof = world.sync.proofs["r0"]
+            assert (proof.label, proof.tokens) == (info.label, 6 * (100 + LENGTH - 1))
+            assert proof.difference <= 1e-4
+            print(f"{info.label}: off by {proof.difference:.1e}, {proof.took_s * 1000:.0f} ms")
+            world.ensure_right(await world.ask(0))
+        # Who comes anew is asked again, the adapter as well.
+        await world.prepare()
+        assert world.replica.current[NAME] == info.version
+
+    play(script)
+
+
+@pytest.mark.parametrize("swap", list(SwapMode))
+def test_weights_that_do_not_never_go_live_and_the_old_ones_go_on(
+    play: Play, swap: SwapMode
+) -> None:
+    answers: list[Answer] = []
+
+    async def script(world: World) -> None:
+        good = world.publish("1", probes=world.tiny.probes("1", 1e-4))
+        world.store.rollback(NAME, good.version)
+        await world.sync.converge(NAME, SwapMode.WAIT)
+        done = asyncio.Event()
+
+        async def client(number: int) -> None:
+            while not done.is_set():
+                answers.append(await world.ask((number + len(answers)) % 6))
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        bad = world.publish("2", probes=world.tiny.probes("3", 1e-4))
+        await world.sync.converge(NAME, swap)
+        before = len(answers)
+        while len(answers) < before + 16:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        done.set()
+        await asyncio.gather(*clients)
+        assert (world.replica.is_ready, world.replica.current) == (True, {NAME: good.version})
+        told = rf"stays at version {good.version}: r0 does not compute {bad.label} as its trainer "
+        assert re.match(told + r"does: probe \d+, token \d+: logprob -", world.replica.reason)
+        async with VllmAdmin(world.url) as engine:
+            assert await engine.weight_info() == good.label
+        for answer in answers:
+            assert answer.began == good.version
+            if answer.ended == good.version:
+                world.ensure_right(answer)
+
+    play(script)
+    assert {answer.status for answer in answers} == {200}
+    unproven = [answer for answer in answers if answer.ended != answers[0].began]
+    assert {answer.ended for answer in unproven} <= {NO_VERSION}
+    assert swap is SwapMode.KEEP or unproven == []
+
+
+def test_a_long_request_ends_where_its_new_weights_fail(play: Play) -> None:
+    async def script(world: World) -> None:
+        for _ in range(5):
+            old = f"{NAME}@{await world.serve('1')}"
+            bad = world.publish("2", probes=world.tiny.probes("3", 1e-4))
+            ids, spans, finish_reason = await sample(world, SwapMode.KEEP)
+            labels = [span["version"] for span in spans]
+            if len(labels) > 1:
+                break
+        assert (labels, finish_reason) == ([old, f"{bad.label}{UNPROVEN}"], "abort")
+        assert spans[-1]["end"] == len(ids)
 
     play(script)
 

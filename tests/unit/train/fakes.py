@@ -88,31 +88,26 @@ def learner(path: Path, url: str, script: Path) -> None:
     with starts.open("a") as file:
         file.write(f"{os.getpid()}\n")
     lines = script.read_text().splitlines()
+    actions: dict[str, Callable[[str], object]] = {
+        "step": lambda value: write_status(path, "running", int(value)),
+        "fail": lambda value: write_status(path, "failed", 1, f"no {value}"),
+        "kill": lambda value: os.kill(os.getpid(), int(value)),
+        "answers": lambda _: until(lambda: answers(url)),
+        "dead": lambda _: until(lambda: not answers(url)),
+        "graceful": lambda value: on_signals(lambda *_: sys.exit(int(value))),
+        "deaf": lambda _: on_signals(signal.SIG_IGN),
+        "up": lambda _: (path / "up").write_text("up"),
+        "sleep": lambda value: time.sleep(float(value)),
+        "exit": lambda value: sys.exit(int(value)),
+    }
     for word in lines[min(number, len(lines) - 1)].split():
         what, _, value = word.partition("=")
-        if what == "step":
-            write_status(path, "running", int(value))
-        elif what == "fail":
-            write_status(path, "failed", 1, f"no {value}")
-        elif what == "kill":
-            os.kill(os.getpid(), int(value))
-        elif what == "answers":
-            until(lambda: answers(url))
-        elif what == "dead":
-            until(lambda: not answers(url))
-        elif what == "graceful":
-            code = int(value)
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
-            signal.signal(signal.SIGINT, lambda *_: sys.exit(code))
-        elif what == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        elif what == "up":
-            (path / "up").write_text("up")
-        elif what == "sleep":
-            time.sleep(float(value))
-        elif what == "exit":
-            sys.exit(int(value))
+        actions[what](value)
+
+
+def on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -232,7 +232,9 @@ def test_a_run_goes_on_with_its_own_config(
     assert run.path == begun.path
     assert config.learn.steps == 6
     assert config.model.lora is not None
-    assert len(run.about()["resumed"]) == 1
+    (resumed,) = run.about()["resumed"]
+    assert resumed["env"] == run.about()["env"]
+    assert resumed["at"] >= run.about()["created"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
@@ -275,6 +277,17 @@ def test_what_may_not_change_when_it_goes_on(
 def test_values_that_are_the_same_are_no_change(begun: RunDir, supervised: Supervised) -> None:
     words = ["--env", "key_door", "--set", "learn.seed=0", "--lora"]
     assert main(["grpo", "--resume", str(begun.path), *words]) == 0
+    assert len(supervised.calls) == 1
+
+
+def test_a_run_that_is_done_goes_on_only_for_more_steps(
+    begun: RunDir, supervised: Supervised, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun.write_status(Status(state=State.FINISHED, step=6))
+    assert main(["grpo", "--resume", str(begun.path)]) == 0
+    assert supervised.calls == []
+    assert capsys.readouterr().out.startswith("done: step 6 of 6\n")
+    assert main(["grpo", "--resume", str(begun.path), "--steps", "7"]) == 0
     assert len(supervised.calls) == 1
 
 

@@ -124,7 +124,7 @@ def test_settings_that_are_none(text: str, said: str) -> None:
 
 def test_a_value_is_no_section() -> None:
     assert refused({"out.folder": "x"}) == "out: Input should be a valid string"
-    with pytest.raises(BadConfig, match="learn.steps.x: steps is a value, not a section"):
+    with pytest.raises(BadConfig, match=r"learn\.steps\.x: steps is a value, not a section"):
         resolve({**LEAST, "learn": {"steps": 3}}, {"learn.steps.x": 1})
 
 
@@ -137,7 +137,7 @@ def test_files_that_hold_no_config(tmp_path: Path, content: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match="cannot read .*No such file"):
+    with pytest.raises(BadConfig, match=r"cannot read .*No such file"):
         load(tmp_path / "no.yaml", {})
 
 
@@ -189,8 +189,10 @@ def test_values_out_of_range(key: str, value: Any, said: str) -> None:
         ),
         (
             {"learn.mode": "sync", "rollouts.strategy": "SCRATCHPAD"},
-            "config: learn.mode=sync has one row per episode: rollouts.strategy must be "
-            "FULL_HISTORY, not SCRATCHPAD",
+            (
+                "config: learn.mode=sync has one row per episode: rollouts.strategy must be "
+                "FULL_HISTORY, not SCRATCHPAD"
+            ),
         ),
         (
             {"publish.channel": "lora", "model.lora": None},
@@ -262,4 +264,4 @@ def test_any_config_comes_back(
 def test_a_config_does_not_change() -> None:
     config = resolve(LEAST, {})
     with pytest.raises(ValueError, match="frozen"):
-        config.learn.steps = 3  # type: ignore[misc]
+        config.learn.steps = 3

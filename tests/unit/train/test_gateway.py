@@ -18,6 +18,7 @@ from tests.unit.train.fakes import DEADLINE_S, alive, answers, until
 from train.config import TrainConfig, resolve
 from train.errors import BadConfig, GatewayLost
 from train.gateway import OwnGateway, serve_command
+from train.remote import ensure_serves
 
 FAKE = (*fakes.PYTHON, fakes.__file__, "gateway", "--port", "{port}")
 
@@ -150,9 +151,16 @@ def test_waiting_ends_when_it_is_no_longer_wanted(tmp_path: Path) -> None:
         gateway.kill()
 
 
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
 def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
-    gateway = made(tmp_path, sys.executable, "-c", deaf, grace_s=0.2)
+    gateway = made(tmp_path, *fakes.PYTHON, "-c", DEAF, grace_s=0.2)
     gateway.start()
     gateway.wait_ready(DEADLINE_S, print)
     pid = gateway.pid
@@ -161,6 +169,33 @@ def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     gateway.stop()
     assert not alive(pid)
     assert 0.2 <= time.monotonic() - began_s < 5
+
+
+def test_the_real_gateway_is_understood_and_comes_back(tmp_path: Path) -> None:
+    """Over a fake engine, which takes no time to start."""
+    engine = [sys.executable, "-m", "serve.testing", "--model", "m"]
+    with subprocess.Popen(engine, stdout=subprocess.PIPE, text=True) as upstream:
+        assert upstream.stdout is not None
+        up = ("up", "--upstream", upstream.stdout.readline().strip(), "--port", "{port}")
+        state = ("--state", str(tmp_path / "state"))
+        gateway = made(tmp_path, sys.executable, "-m", "serve", *up, *state)
+        try:
+            gateway.start()
+            gateway.wait_ready(DEADLINE_S, print)
+            url, pid = gateway.url, gateway.pid
+            ensure_serves(config(gateway__url=url), None)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: gateway.poll(print))
+            gateway.start()
+            gateway.wait_ready(DEADLINE_S, print)
+            assert gateway.url == url
+            ensure_serves(config(gateway__url=url), None)
+            gateway.stop()
+            assert (tmp_path / "logs" / "g.log").read_text().endswith("stopped\n")
+        finally:
+            gateway.kill()
+            upstream.terminate()
 
 
 PARENT = """

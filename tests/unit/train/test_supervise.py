@@ -12,19 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.unit.train import fakes
 from tests.unit.train.fakes import alive, until
 from train.config import TrainConfig, resolve
 from train.errors import BadConfig, GatewayLost, RunFailed, UsageError
-from train.remote import ensure_serves
 from train.run import RunDir, State, Status
 from train.supervise import Commands, summary, supervise
 
 GATEWAY = (*fakes.PYTHON, fakes.__file__, "gateway", "--port", "{port}")
-SPEED = 20.0
+SPEED = 50.0
 
 
 def config(**overrides: Any) -> TrainConfig:
@@ -37,7 +35,7 @@ def config(**overrides: Any) -> TrainConfig:
 
 
 class Played:
-    """A run whose learner does the script's lines, one per start, twenty times as fast."""
+    """A run whose learner does the script's lines, one per start, fifty times as fast."""
 
     def __init__(
         self,
@@ -102,10 +100,14 @@ def test_a_run_that_ends_well(play: Callable[..., Played]) -> None:
         f"run         {run.run.path}",
         "checkpoint  none yet",
         "published   m@4",
-        "serve       python -m serve up --model models/m --name m --host 127.0.0.1 "
-        f"--state {run.run.serve_path} --replicas 1",
-        "evaluate    python -m evalkit --model 'http://127.0.0.1:8000/v1#m@4' --env key_door "
-        "--env-arg size=3 --strategy FULL_HISTORY --max-tokens 64",
+        (
+            "serve       python -m serve up --model models/m --name m --host 127.0.0.1 "
+            f"--state {run.run.serve_path} --replicas 1"
+        ),
+        (
+            "evaluate    python -m evalkit --model 'http://127.0.0.1:8000/v1#m@4' --env key_door "
+            "--env-arg size=3 --strategy FULL_HISTORY --max-tokens 64"
+        ),
     ]
 
 
@@ -165,7 +167,7 @@ def test_several_processes_are_launched_by_accelerate(tmp_path: Path) -> None:
     assert argv[argv.index("--num_processes") + 1] == "2"
     assert argv[-5:] == ("-m", "train.learner", str(run.path), "--url", "{url}")
     launch = pytest.importorskip("accelerate.commands.launch")
-    parsed = launch.launch_command_parser().parse_args([word for word in argv[3:]])
+    parsed = launch.launch_command_parser().parse_args(list(argv[3:]))
     assert (parsed.num_processes, parsed.use_fsdp, parsed.module) == (2, True, True)
     assert parsed.training_script_args == [str(run.path), "--url", "{url}"]
 
@@ -225,11 +227,11 @@ sys.exit(code)
 """
 
 
-def parent(run: Played) -> subprocess.Popen[str]:
-    argv = ["env", "--default-signal=INT,TERM,HUP", sys.executable, "-c", PARENT]
+def parent(run: Played, signals: str = "--default-signal=INT,TERM,HUP") -> subprocess.Popen[str]:
+    argv = ["env", signals, sys.executable, "-c", PARENT]
     words = [*argv, str(run.run.path), *run.commands.gateway, "::", *run.commands.learner]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    until(lambda: (run.run.path / "up").exists())
+    until((run.run.path / "up").exists)
     return process
 
 
@@ -266,6 +268,17 @@ def test_a_signal_to_the_whole_group_reaches_the_learner_once(play: Callable[...
         process.communicate(timeout=10)
     assert process.returncode == 130
     assert run.starts == 1
+
+
+def test_a_signal_that_the_parent_was_told_to_ignore_is_ignored(
+    play: Callable[..., Played],
+) -> None:
+    """As `nohup` does with SIGHUP."""
+    run = play("step=4 graceful=143 up sleep=0.5 exit=0")
+    with parent(run, "--ignore-signal=HUP") as process:
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=10)
+    assert process.returncode == 0
 
 
 def test_a_run_that_was_just_done_when_the_signal_came_is_finished(
@@ -319,50 +332,7 @@ def test_no_child_outlives_a_parent_that_is_killed(play: Callable[..., Played]) 
         assert run.run.status().state is State.RUNNING
 
 
-def serving(*names: str, status: int = 200) -> httpx.MockTransport:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if status != 200:
-            return httpx.Response(status, json={"error": {"message": "no"}})
-        if names[:1] == ("garbage",):
-            return httpx.Response(200, text="<html>")
-        assert request.url.path == "/v1/models"
-        cards = [{"id": name, "key": request.headers.get("authorization")} for name in names]
-        return httpx.Response(200, json={"data": cards})
-
-    return httpx.MockTransport(answer)
-
-
 REMOTE = {"gateway__url": "http://127.0.0.1:1/v1"}
-
-
-@pytest.mark.parametrize(
-    ("transport", "key", "said"),
-    [
-        (serving(status=401), None, r"\$PALAESTRA_API_KEY is where .* it is not set"),
-        (serving(status=401), "ak_1", "the key in it is not taken"),
-        (serving(status=403), "ak_1", "of the scopes train and admin"),
-        (serving("a", "b"), None, "does not serve m, but a, b; .*model.name"),
-        (serving(), None, "does not serve m, but nothing"),
-        (serving("garbage"), None, "http://127.0.0.1:1/v1 is no gateway"),
-        (serving(status=404), None, "http://127.0.0.1:1/v1 is no gateway: .*404"),
-        (None, None, "no gateway answers at http://127.0.0.1:1/v1: .*refused"),
-    ],
-)
-def test_a_gateway_that_cannot_be_used(
-    transport: httpx.MockTransport | None, key: str | None, said: str
-) -> None:
-    with pytest.raises(BadConfig, match=said):
-        ensure_serves(config(**REMOTE), key, transport=transport)
-
-
-def test_a_gateway_that_can_be_used() -> None:
-    ensure_serves(config(**REMOTE), "ak_1", transport=serving("x", "m"))
-
-
-@pytest.mark.parametrize("url", ["http://", "nonsense", "http://[::1/v1", "ftp://x/v1"])
-def test_what_is_no_url(url: str) -> None:
-    with pytest.raises(BadConfig, match="no gateway answers at"):
-        ensure_serves(config(gateway__url=url), None)
 
 
 def test_a_dead_url_starts_nothing(play: Callable[..., Played]) -> None:

@@ -16,6 +16,7 @@ from serve.policies.manifest import PolicyInfo
 from serve.policies.store import PolicyStore
 from serve.pool.base import Pool
 from serve.pool.replicas import Replica, ReplicaState
+from serve.wire import Probes
 
 Tensors = dict[str, tuple[int, ...]]
 MakeFull = Callable[..., Path]
@@ -77,15 +78,37 @@ def store(tmp_path: Path) -> PolicyStore:
     return PolicyStore(tmp_path / "policies")
 
 
+PROBED = ((5, 6, 7), (8, 9))
+
+
+def probes_of(root: str) -> Probes:
+    """Return probes that weights at this path pass."""
+    return Probes(
+        tokens=PROBED,
+        logprobs=tuple(tuple(logprobs_of(root, tokens)) for tokens in PROBED),
+        tolerance=1e-6,
+    )
+
+
+def logprobs_of(root: str, tokens: Sequence[int]) -> list[float]:
+    """Return what the weights at this path say to each token but the first."""
+    draw = random.Random(root)
+    return [-draw.random() * (token + 1) for token in tokens[1:]]
+
+
 class FakeVllm(httpx.AsyncBaseTransport):
     """A vLLM's administrative routes over weights that are only a path. Notes what it did.
 
-    `refuse` has paths of weights, or routes, that it refuses; `hold` keeps an update waiting.
+    `refuse` has paths of weights, or routes, that it refuses; `hold` keeps an update waiting. What
+    is stale is taken and labelled, while the engine computes with what it had before.
     """
 
     def __init__(self, name: str = "p", root: str = "/boot") -> None:
         self.name = name
         self.root = root
+        self.computes: dict[str, str] = {}
+        """Model -> the weights it really computes with, where they are not those it says."""
+        self.is_stale = False
         self.label = "default"
         self.adapters: dict[str, str] = {}
         self.is_paused = False
@@ -140,8 +163,24 @@ class FakeVllm(httpx.AsyncBaseTransport):
         if applies and self.hold is not None:
             await self.hold.wait()
         if applies:
+            self.take(self.name, self.root if self.is_stale else path)
             self.root = path
         return {}
+
+    async def on_completions(self, body: dict[str, Any]) -> dict[str, Any]:
+        model, tokens = body["model"], body["prompt"]
+        root = self.computes.get(model) or {self.name: self.root, **self.adapters}[model]
+        values = logprobs_of(root, tokens)
+        found = [{str(token): {"logprob": v}} for token, v in zip(tokens[1:], values, strict=True)]
+        self.did.append(f"probe {model}")
+        return {"choices": [{"prompt_logprobs": [None, *found]}]}
+
+    async def on_abort_requests(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.did.append("abort")
+        return {}
+
+    def take(self, model: str, root: str) -> None:
+        self.computes[model] = self.computes.get(model, root) if self.is_stale else root
 
     async def on_finish_weight_update(self, body: dict[str, Any]) -> dict[str, Any]:
         self.label = body["weight_version"]
@@ -152,11 +191,13 @@ class FakeVllm(httpx.AsyncBaseTransport):
         if body["lora_path"] in self.refuse or body["lora_name"] in self.adapters:
             return {"error": "refused"}
         self.adapters[body["lora_name"]] = body["lora_path"]
+        self.take(body["lora_name"], self.root if self.is_stale else body["lora_path"])
         self.did.append(f"load {body['lora_name']}")
         return {}
 
     async def on_unload_lora_adapter(self, body: dict[str, Any]) -> dict[str, Any]:
         del self.adapters[body["lora_name"]]
+        self.computes.pop(body["lora_name"], None)
         self.did.append(f"unload {body['lora_name']}")
         return {}
 
@@ -228,13 +269,19 @@ class World:
         self._seed += 1
         return self._made[1](f"lora-{self._seed}", self._seed)
 
-    def publish_full(self) -> PolicyInfo:
-        self.store.register("p", self.boot)
-        return self.store.publish("p", self.full())
+    def publish_full(self, *, probes: str = "") -> PolicyInfo:
+        return self._publish(self.full(), None, probes)
 
-    def publish_lora(self, parent: int | None = None) -> PolicyInfo:
-        self.store.register("p", self.boot)
-        return self.store.publish("p", self.lora(), parent=parent)
+    def publish_lora(self, parent: int | None = None, *, probes: str = "") -> PolicyInfo:
+        return self._publish(self.lora(), parent, probes)
+
+    def _publish(self, folder: Path, parent: int | None, probes: str) -> PolicyInfo:
+        """Publish with probes that `right` weights pass, and `wrong` ones do not."""
+        known = self.store.register("p", self.boot)
+        number = max(known.version, *(info.version for info in self.store.versions("p"))) + 1
+        root = str(self.store.root / "p" / f"{number:06d}") if probes == "right" else "elsewhere"
+        told = probes_of(root) if probes else None
+        return self.store.publish("p", folder, parent=parent, probes=told)
 
     def path(self, version: int) -> Path:
         path = self.store.info("p", version).path

@@ -39,7 +39,7 @@ def settings_for(loss: Loss, importance: Importance = Importance.NONE) -> LossSe
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Flat tensors of a step, in double precision."""
+    """Flat tensors of a step, or of a part of it."""
 
     log_probs: torch.Tensor
     old: torch.Tensor
@@ -164,8 +164,7 @@ def trls_loss(batch: Batch, settings: LossSettings) -> torch.Tensor:
         off_policy_mask_threshold=None,
         aux_loss_enabled=False,
         beta=0.0,
-        entropy_coef=0.0,
-        use_adaptive_entropy=False,
+        _entropy_bonus_enabled=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
     )
     inputs: dict[str, Any] = {
