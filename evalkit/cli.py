@@ -257,12 +257,16 @@ def compare_command(words: Sequence[str]) -> int:
     parser = Parser(prog="evalkit compare", description=compare_command.__doc__)
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
+    parser.add_argument("--names", metavar="A,B", help="what to call them (default: their folders)")
     parser.add_argument("--out", type=Path, help="where to write (default: RUN_B/compare-RUN_A)")
     typed = parser.parse_args(words)
+    a, comma, b = (typed.names or "").partition(",")
+    if typed.names is not None and not (a and comma and b and a != b):
+        raise BadConfig(f"--names takes two names, A,B, not {typed.names!r}")
     from evalkit.run import compare  # noqa: PLC0415
     from evalkit.show.report import write_comparison  # noqa: PLC0415
 
-    report = compare(typed.run_a, typed.run_b)
+    report = compare(typed.run_a, typed.run_b, names=(a, b) if comma else None)
     folder = typed.out or typed.run_b / f"compare-{typed.run_a.resolve().name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

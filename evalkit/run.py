@@ -164,11 +164,13 @@ async def resume(
         return await carry_out(config, rundir, manifest, arms, known, show)
 
 
-def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
+def compare(
+    run_a: Run | Path | str, run_b: Run | Path | str, *, names: tuple[str, str] | None = None
+) -> Report:
     """Compare two finished runs of the same env: every arm of A with every arm of B.
 
-    Arms go by the runs' directories, or by A and B where those have the same name. Random and
-    oracle stand beside them as run A knew them.
+    Arms go by `names`, or else by the runs' directories, or by A and B where those have the same
+    name. Random and oracle stand beside them as run A knew them.
 
     Raises:
         BadConfig: no finished run there, or not the same env with the same parameters.
@@ -186,13 +188,13 @@ def compare(run_a: Run | Path | str, run_b: Run | Path | str) -> Report:
     known: dict[str, dict[str, Any]] = {}
     numbers: dict[str, ArmNumbers] = {}
     arms: list[list[str]] = [[], []]
-    names = [path.resolve().name for path in paths]
-    names = names if names[0] != names[1] else ["A", "B"]
+    called = names or tuple(path.resolve().name for path in paths)
+    called = called if called[0] != called[1] else ("A", "B")
     for side, path, manifest in zip((0, 1), paths, manifests, strict=True):
         columns = identities(manifest)
         gathered = gather(TrajectoryFile(RunDir(path).trajectories_path), columns)
         for arm, identity in columns.items():
-            name = names[side] if len(columns) == 1 else f"{names[side]}.{arm}"
+            name = called[side] if len(columns) == 1 else f"{called[side]}.{arm}"
             known[name], numbers[name] = {**identity, "arm": name}, gathered[arm]
             arms[side].append(name)
     pairs = list(product(arms[0], arms[1]))

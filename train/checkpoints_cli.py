@@ -125,7 +125,6 @@ def serve_folder(config: TrainConfig, folder: Path, log: Path) -> Iterator[str]:
     import os  # noqa: PLC0415 - none of these for --help
     import tempfile  # noqa: PLC0415
 
-    from serve.client import AdminClient  # noqa: PLC0415
     from train.config import Channel  # noqa: PLC0415
     from train.gateway import OwnGateway, serve_command  # noqa: PLC0415
 
@@ -140,6 +139,8 @@ def serve_folder(config: TrainConfig, folder: Path, log: Path) -> Iterator[str]:
             gateway.wait_ready(config.gateway.wait_s, _say)
             name = policy_name(config)
             if adapter:
+                from serve.client import AdminClient  # noqa: PLC0415
+
                 name = _publish(AdminClient(gateway.url), name, folder)
             yield f"{gateway.url}#{name}"
         finally:

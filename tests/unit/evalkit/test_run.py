@@ -214,6 +214,8 @@ def test_runs_are_compared_on_the_seeds_they_share(tmp_path: Path) -> None:
     found = report.compared[0].found
     assert (found.n_pairs, found.dropped_a, found.dropped_b) == (8, 4, 8)
     assert report.verdicts[0].startswith(f"{oracle.path.name} is better than {noop.path.name}")
+    named = evalkit.compare(noop, oracle, names=("before", "after"))
+    assert named.verdicts[0].startswith("after is better than before")
 
 
 class Fragile(KeyDoor):

@@ -10,12 +10,13 @@ from serve.client import (
     AdminClient,
     PolicyStatus,
     PoolStatus,
+    PrunedVersions,
     PublishedVersion,
     ReplicaStatus,
     UsageRow,
 )
 from serve.errors import AdminError
-from serve.wire import PolicyKind, SwapMode
+from serve.wire import PolicyKind, Probes, SwapMode
 
 VERSION = {
     "name": "p",
@@ -225,3 +226,23 @@ def test_a_closed_client_asks_nothing(action: Callable[[AdminClient], object]) -
     with pytest.raises(RuntimeError, match="closed"):
         action(admin)
     assert gateway.asked == []
+
+
+def test_publish_with_probes() -> None:
+    gateway = Gateway(VERSION, status=201)
+    probes = Probes(tokens=((1, 2),), logprobs=((-0.5,),), tolerance=0.01)
+    assert client(gateway).publish("p", "/w", probes=probes) == PUBLISHED
+    body = gateway.asked[0][2]
+    assert isinstance(body, dict)
+    assert body["probes"] == {"tokens": [[1, 2]], "logprobs": [[-0.5]], "tolerance": 0.01}
+
+
+def test_prune() -> None:
+    kept = [{"version": 4, "reason": "r0 serves it"}]
+    gateway = Gateway({"versions": [2, 3], "kept": kept, "freed_bytes": 7})
+    assert client(gateway).prune("p", {4, 3, 2}) == PrunedVersions(
+        versions=(2, 3), kept={4: "r0 serves it"}, freed_bytes=7
+    )
+    assert gateway.asked == [
+        ("POST", "/admin/policies/prune", {"name": "p", "versions": [2, 3, 4]})
+    ]

@@ -26,6 +26,12 @@ VERSION = {
     "live_on": ["r0", "r1"],
 }
 
+PRUNED = {
+    "versions": [2],
+    "kept": [{"version": 3, "reason": "r0 serves it"}],
+    "freed_bytes": 1_500_000,
+}
+
 
 def run(*argv: str) -> int:
     parser = argparse.ArgumentParser()
@@ -101,7 +107,7 @@ class Gateway(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, body))
-        self.answer(VERSION)
+        self.answer(PRUNED if self.path.endswith("prune") else VERSION)
 
     def answer(self, value: object) -> None:
         allowed = self.headers["Authorization"] == "Bearer secret"
@@ -152,3 +158,43 @@ def test_the_same_at_a_gateway(
     assert run("list", "--url", gateway) == 1
     assert "401: no such key" in capsys.readouterr().err
     assert run("list", *where[:2], "--api-key-env", "NOT_SET_ANYWHERE") == 2
+
+
+def test_probes_come_from_a_file_and_old_versions_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = ("--state", str(tmp_path / "state"))
+    probes = tmp_path / "probes"
+    probes.write_text('{"tokens": [[1, 2]], "logprobs": [[-0.5]], "tolerance": 0.01}')
+    for seed in range(4):
+        told = ("--probes", str(probes)) if seed == 3 else ()
+        assert run("publish", "p", checkpoint(tmp_path / str(seed), seed), *told, *state) == 0
+    capsys.readouterr()
+    assert run("prune", "p", "--versions", "2-4,1,9", *state) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *("p@1 pruned", "p@2 pruned", "p@3 pruned"),
+        *("p@4 stays: 'p' means it", "p@9 stays: there is no such version", "0.0 MB freed"),
+    ]
+    assert run("show", "p", *state) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines] == ["pruned"] * 3 + ["probed"]
+    probes.write_text("{}")
+    assert run("publish", "p", str(tmp_path / "0"), "--probes", str(probes), *state) == 2
+    assert "expected tokens, logprobs and tolerance" in capsys.readouterr().err
+    assert run("publish", "p", str(tmp_path / "0"), "--probes", "nowhere", *state) == 2
+
+
+@pytest.mark.parametrize("versions", ["", "a", "1-", "-3", "1,,2"])
+def test_versions_to_prune_are_numbers_and_ranges(versions: str) -> None:
+    with pytest.raises(SystemExit):
+        run("prune", "p", f"--versions={versions}")
+
+
+def test_prune_at_a_gateway(
+    gateway: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADMIN", "secret")
+    where = ("--url", gateway, "--api-key-env", "ADMIN")
+    assert run("prune", "p", "--versions", "2-3", *where) == 0
+    assert Gateway.asked == [("/admin/policies/prune", {"name": "p", "versions": [2, 3]})]
+    assert capsys.readouterr().out == "p@2 pruned\np@3 stays: r0 serves it\n1.5 MB freed\n"

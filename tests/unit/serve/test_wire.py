@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from serve.wire import BadReference, PolicyRef, VersionConstraint, error_body
+from serve.wire import (
+    BadProbes,
+    BadReference,
+    PolicyRef,
+    Probes,
+    VersionConstraint,
+    error_body,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +61,44 @@ def test_errors_are_openais() -> None:
     assert json.loads(body) == {
         "error": {"message": "no", "type": "conflict_error", "param": "model", "code": "not_ready"}
     }
+
+
+GOOD = {"tokens": [[1, 2, 3], [0, 7]], "logprobs": [[-0.5, -1], [-3.25]], "tolerance": 0.01}
+
+
+def test_probes_are_read_as_they_were_written() -> None:
+    probes = Probes.from_json(GOOD)
+    assert probes.tokens == ((1, 2, 3), (0, 7))
+    assert probes.logprobs == ((-0.5, -1.0), (-3.25,))
+    assert probes.tolerance == 0.01
+    assert Probes.from_json(json.loads(json.dumps(probes.to_json()))) == probes
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokens": []}, "expected 1 to 64 probes, got 0"),
+        ({"tokens": [[1, 2]] * 65, "logprobs": [[-1.0]] * 65}, "expected 1 to 64 probes, got 65"),
+        ({"logprobs": [[-0.5, -1]]}, "2 probes have logprobs for 1"),
+        ({"tokens": [[1, 2, 3], [0]]}, "probe 1: expected 2 to 4096 tokens, got 1"),
+        ({"tokens": [[1] * 4097, [0, 7]]}, "probe 0: expected 2 to 4096 tokens, got 4097"),
+        ({"tokens": [[1, 2], [0, 7]]}, "probe 0: 2 tokens have 1 logprobs, got 2"),
+        ({"tokens": [[1, 2, -3], [0, 7]]}, "probe 0: expected token ids from 0 on"),
+        ({"tokens": [[1, 2, True], [0, 7]]}, "probe 0: expected token ids from 0 on"),
+        ({"tokens": [[1, 2, "3"], [0, 7]]}, "probe 0: expected token ids from 0 on"),
+        ({"logprobs": [[-0.5, math.nan], [-3.25]]}, "probe 0: expected finite logprobs"),
+        ({"logprobs": [[-0.5, -1], [-math.inf]]}, "probe 1: expected finite logprobs"),
+        (
+            {"tokens": [[1] * 4096] * 5, "logprobs": [[-1.0] * 4095] * 5},
+            "expected at most 16384 tokens in all, got 20480",
+        ),
+        ({"tolerance": 0}, "expected a tolerance above 0, got 0.0"),
+        ({"tolerance": math.nan}, "expected a tolerance above 0, got nan"),
+        ({"tolerance": math.inf}, "expected a tolerance above 0, got inf"),
+        ({"tolerance": "much"}, "expected tokens, logprobs and tolerance"),
+        ({"logprobs": 7}, "expected tokens, logprobs and tolerance"),
+    ],
+)
+def test_probes_that_cannot_be_compared(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(BadProbes, match=reason):
+        Probes.from_json(GOOD | change)

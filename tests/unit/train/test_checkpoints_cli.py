@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,11 @@ def a_run(tmp_path: Path, config: TrainConfig = CONFIG, *, adapter: bool = False
 def reply(body: dict[str, Any]) -> str:
     """Version 4, and what a gateway of one's own calls second, know how to move."""
     return "<action>up</action>" if body["model"].endswith(("@4", "-40")) else "nonsense"
+
+
+def seeds_in(paired: Path) -> list[int]:
+    with paired.open(newline="") as file:
+        return [int(row["env_seed"]) for row in csv.DictReader(file)]
 
 
 MODELS = [{"id": name} for name in ("key-door@2", "key-door@4", "own-20", "own-40")]
@@ -164,7 +170,7 @@ def test_both_versions_of_a_gateway_play_the_same_seeds(
 ) -> None:
     rundir = a_run(tmp_path)
     with FakeServer(reply, MODELS) as server:
-        words = ("--steps", "20,40", "--seeds", "0:12", "--url", server.url)
+        words = ("--steps", "20,40", "--seeds", "5:17", "--url", server.url)
         assert ran("compare", rundir.path, *words) == 0
         asked = server.bodies
     assert {body["model"] for body in asked} == {"key-door@2", "key-door@4"}
@@ -175,7 +181,7 @@ def test_both_versions_of_a_gateway_play_the_same_seeds(
     assert "n=12 paired seeds" in shown
     folder = rundir.path / "compare-20-40"
     assert f"{folder}/report.md" in shown
-    assert (folder / "paired.csv").is_file()
+    assert seeds_in(folder / "paired.csv") == list(range(5, 17))
 
 
 def test_without_a_gateway_one_is_served_after_the_other(
@@ -212,10 +218,45 @@ def test_without_a_gateway_one_is_served_after_the_other(
     shown = capsys.readouterr().out
     assert "step-20 is worse than step-40" in shown
     assert "n=12 paired seeds" in shown
-    with (rundir.path / "compare-40-20" / "paired.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["env_seed"]) for row in rows] == list(range(12))
-    assert {(row["a"], row["b"]) for row in rows} == {("step-40", "step-20")}
+    assert seeds_in(rundir.path / "compare-40-20" / "paired.csv") == list(range(12))
+
+
+FAKE_SERVE = """
+import os, pathlib, signal, sys
+pathlib.Path("pid").write_text(str(os.getpid()))
+pathlib.Path("argv").write_text(" ".join(sys.argv[1:]))
+print("listening on http://127.0.0.1:1/v1; logs in x", "ready", sep="\\n", flush=True)
+signal.pause()
+"""
+SERVED = """
+import os, pathlib
+from train.checkpoints_cli import serve_folder
+from train.config import load
+config = load(None, {"env.name": "key_door", "model.path": "models/tiny", "gateway.wait_s": 20})
+try:
+    with serve_folder(config, pathlib.Path("step-000020"), pathlib.Path("log")) as spec:
+        os.kill(int(pathlib.Path("pid").read_text()), 0)
+        raise KeyError(spec)
+except KeyError as error:
+    print(error.args[0])
+os.kill(int(pathlib.Path("pid").read_text()), 0)
+"""
+
+
+def test_what_was_served_is_stopped_whatever_happens(tmp_path: Path) -> None:
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "__init__.py").touch()
+    (tmp_path / "serve" / "__main__.py").write_text(FAKE_SERVE)
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "http://127.0.0.1:1/v1#tiny\n"
+    assert done.stderr.splitlines()[-1].startswith("ProcessLookupError")
+    assert (tmp_path / "argv").read_text().startswith("up --model step-000020 --name tiny ")
 
 
 def test_episodes_that_are_lost_are_said(

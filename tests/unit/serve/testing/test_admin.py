@@ -13,7 +13,8 @@ import pytest
 
 from serve.engine.vllm import ServedModel, VllmAdmin
 from serve.errors import BadCheckpoint, SwapFailed
-from serve.testing import FakeEngine
+from serve.testing import FakeEngine, Faults
+from serve.testing.generation import prompt_logprobs
 from serve.wire import SwapMode
 from tests.unit.serve.testing import checkpoints
 
@@ -238,3 +239,50 @@ def test_what_comes_during_a_pause_waits_for_its_end(tmp_path: Path, mode: str) 
         return (await late)[0]
 
     assert play(talk) == f"weights {name}"
+
+
+def test_prompt_logprobs_are_those_of_the_weights(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        checkpoints.full(tmp_path / str(seed), seed)
+    checkpoints.lora(tmp_path / "3", 3)
+    tokens = [5, 7, 5, 9]
+
+    async def talk(engine: FakeEngine, client: httpx.AsyncClient, admin: VllmAdmin) -> None:
+        seen = [await admin.prompt_logprobs("fake", tokens)]
+        for folder in ("1", "2", "1"):
+            await admin.swap_weights(str(tmp_path / folder), f"fake@{folder}", SwapMode.KEEP)
+            seen.append(await admin.prompt_logprobs("fake", tokens))
+            expected = prompt_logprobs(engine.served.base, tokens)
+            assert seen[-1] == tuple(expected)
+        await admin.load_lora("fake@3", str(tmp_path / "3"))
+        seen.append(await admin.prompt_logprobs("fake@3", tokens))
+        assert seen[1] == seen[3]
+        assert len(set(seen)) == 4
+        assert seen[3][:2] == await admin.prompt_logprobs("fake", tokens[:3])
+        assert all(-2 <= value < 0 for each in seen for value in each)
+        with pytest.raises(SwapFailed, match="404"):
+            await admin.prompt_logprobs("other", tokens)
+
+    play(talk)
+
+
+def test_stale_weights_are_labelled_and_do_not_answer(tmp_path: Path) -> None:
+    checkpoints.full(tmp_path / "1", 1)
+    checkpoints.lora(tmp_path / "2", 2)
+
+    async def talk(engine: FakeEngine, client: httpx.AsyncClient, admin: VllmAdmin) -> None:
+        before = await admin.prompt_logprobs("fake", [5, 7])
+        await admin.swap_weights(str(tmp_path / "1"), "fake@1", SwapMode.KEEP)
+        await admin.load_lora("fake@2", str(tmp_path / "2"))
+        assert await admin.weight_info() == "fake@1"
+        assert [model.root for model in await admin.models()] == [
+            *(str(tmp_path / "1"), str(tmp_path / "2")),
+        ]
+        for model in ("fake", "fake@2"):
+            assert await admin.prompt_logprobs(model, [5, 7]) == before
+            assert (await ask(client, model=model))[0] == "weights boot"
+        engine.served.is_stale = False
+        await admin.swap_weights(str(tmp_path / "1"), "fake@1", SwapMode.KEEP)
+        assert await admin.prompt_logprobs("fake", [5, 7]) != before
+
+    play(talk, faults=Faults.parse(["stale_weights=1"]))

@@ -13,7 +13,8 @@ from serve.accounts.limits import Limits
 from serve.errors import ConfigError, SwapFailed
 from serve.front.control.app import Services
 from serve.front.testing import InstantSync, StillPool, client_of, rehearsal
-from serve.wire import Scope, SwapMode
+from serve.policies.store import PolicyStore
+from serve.wire import Probes, Scope, SwapMode
 
 Play = Callable[[Services, httpx.AsyncClient], Awaitable[None]]
 JSON = {"content-type": "application/json"}
@@ -91,6 +92,18 @@ def test_publish_and_roll_back(tmp_path: Path) -> None:
         ("keys/rotate", {"id": "nonsense"}, (400, "bad_request")),
         ("keys", {"scopes": []}, (400, 400)),
         ("keys", {"rpm": 0}, (400, 400)),
+        ("publish", {"name": "p", "path": "x", "probes": {}}, (400, 400)),
+        (
+            "publish",
+            {
+                "name": "p",
+                "path": "x",
+                "probes": {"tokens": [[1, 2]], "logprobs": [[-1, -1]], "tolerance": 1},
+            },
+            (400, 400),
+        ),
+        ("policies/prune", {"name": "unknown", "versions": [1]}, (404, "policy_not_found")),
+        ("policies/prune", {"name": "p", "versions": []}, (400, 400)),
         ("login", {"key": "a", "user": "b", "password": "c"}, (400, 400)),
     ],
 )
@@ -151,6 +164,7 @@ def test_a_key_lives_from_creation_to_revocation(tmp_path: Path) -> None:
         ("POST", "pool/scale"),
         ("POST", "publish"),
         ("POST", "rollback"),
+        ("POST", "policies/prune"),
         ("POST", "keys"),
         ("POST", "keys/revoke"),
         ("POST", "keys/rotate"),
@@ -199,3 +213,34 @@ def test_a_converge_that_fails_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
 
     _play(tmp_path / "state", play)
     assert "converge p failed: no room" in caplog.text
+
+
+def test_probes_are_kept_and_old_weights_are_pruned(tmp_path: Path) -> None:
+    probes = {"tokens": [[1, 2, 3]], "logprobs": [[-0.5, -1]], "tolerance": 0.01}
+
+    async def play(services: Services, client: httpx.AsyncClient) -> None:
+        for number in (1, 2, 3):
+            path = _checkpoint(tmp_path / f"checkpoint-{number}", number)
+            body = {"name": "p", "path": str(path), "probes": probes}
+            assert (await client.post("/admin/publish", json=body)).status_code == 201
+        assert isinstance(services.policies, PolicyStore)
+        kept = services.policies.probes(services.policies.info("p", 2))
+        assert kept == Probes.from_json(probes)
+        services.policies.holders.append(lambda name: {2: "r0 serves it"})
+        answer = await client.post(
+            "/admin/policies/prune", json={"name": "p", "versions": [1, 2, 3]}
+        )
+        assert answer.status_code == 200
+        assert answer.json()["versions"] == [1]
+        assert answer.json()["kept"] == [
+            {"version": 2, "reason": "r0 serves it"},
+            {"version": 3, "reason": "'p' means it"},
+        ]
+        (policy,) = (await client.get("/admin/policies")).json()["policies"]
+        assert [version["path"] is None for version in policy["versions"]] == [True, False, False]
+        entry = (await client.get("/admin/audit")).json()["audit"][0]
+        assert (entry["action"], entry["target"], entry["detail"]) == (
+            *("policy.prune", "p", "versions: 1"),
+        )
+
+    _play(tmp_path / "state", play)
