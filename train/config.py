@@ -46,7 +46,7 @@ class Scale(StrEnum):
     GROUP = "group"
     """The group's own standard deviation."""
     BATCH = "batch"
-    """The standard deviation over the step's centred returns."""
+    """The standard deviation over the step's rewards."""
     NONE = "none"
     """Nothing."""
 
@@ -270,6 +270,11 @@ class TrainConfig(_Section):
             raise ValueError(
                 "learn.mode=sync has one row per episode: rollouts.strategy must be FULL_HISTORY, "
                 f"not {self.rollouts.strategy}"
+            )
+        if learn.loss is Loss.CISPO and learn.epsilon_high < 1:
+            raise ValueError(
+                "learn.loss=cispo takes learn.epsilon_high as the cap of the ratio itself: it must "
+                f"be at least 1 (TRL advises 5), not {learn.epsilon_high:g}"
             )
         if self.publish.channel is Channel.LORA and self.model.lora is None:
             raise ValueError("publish.channel=lora needs model.lora")

@@ -40,7 +40,7 @@ class RolloutFailed(RunFailed):
 
 
 class RewardFailed(RunFailed):
-    """Too many samples in a row could not be scored."""
+    """A reward breaks its port, or cannot score anything any more."""
 
 
 class PublishFailed(RunFailed):

@@ -213,11 +213,13 @@ class _Watch:
 
     def _judge(self, code: int) -> int | None:
         """Return the run's exit code after a learner's end, or None if it shall be repeated."""
-        if self.asked:
-            done = code == 0 and self.run.status().step >= self.config.learn.steps
-            return 0 if done else 128 + self.asked[0]
-        if code == 0:
+        status, steps = self.run.status(), self.config.learn.steps
+        if code == 0 and status.step >= steps:
             return 0
+        if self.asked and status.state is not State.FAILED:
+            return 128 + self.asked[0]
+        if code == 0:
+            raise RunFailed(f"something stopped the learner at step {status.step} of {steps}")
         if code == 2:
             raise UsageError(self._reason("the learner refuses; it has said why"))
         if code == 1 and not self._vanished():

@@ -21,8 +21,8 @@ from serve.errors import BadCheckpoint
 from serve.wire import PolicyKind
 
 _BESIDE_WEIGHTS = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
-_NOT_SERVED = {"trainer_state.json", "manifest.json", "probes.json"}
-"""The trainer's state; and what a store writes beside a version, which may be published again."""
+_NOT_SERVED = {"state.json", "trainer_state.json", "manifest.json", "probes.json"}
+"""Trainers' states; and what a store writes beside a version, which may be published again."""
 _LORA_PREFIX = "base_model.model."
 _LORA_A = ".lora_A.weight"
 _LORA_B = ".lora_B.weight"

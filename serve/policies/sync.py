@@ -130,11 +130,10 @@ class Sync:
 
     async def _move(self, replica: Replica, link: Link, swap: SwapMode) -> None:
         """Bring one replica to where the pointer is now; raise SwapFailed if it stays behind."""
+        is_early = asyncio.get_running_loop().time() < link.retry_at_s
         async with link.lock:
             asked = await self._asked(link) if replica.is_ready else None
-            if asked is None:
-                return
-            if asked == link.refused and asyncio.get_running_loop().time() < link.retry_at_s:
+            if asked is None or (is_early and asked == link.refused):
                 return
             try:
                 async with self._admin(replica.base_url) as engine:

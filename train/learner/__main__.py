@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 
+from train import children
 from train.errors import TrainError, UsageError
 from train.rollouts.worker import Interrupted
 from train.run import RunDir, State
@@ -27,6 +29,9 @@ def main() -> int:
     parser.add_argument("--url", required=True)
     options = parser.parse_args()
     run = RunDir.open(options.run)
+    if run.config().learn.processes > 1:
+        # torchrun gives its workers sessions of their own, in which they would outlive it.
+        children.die_with_parent(signal.SIGKILL, os.getppid())
     # What TRL says of itself and of vLLM at each start is known and pinned.
     warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
     from transformers.utils import logging  # noqa: PLC0415  # seconds
@@ -39,8 +44,7 @@ def main() -> int:
         learn(run, options.url)
     except Interrupted:
         return 0
-    except TrainError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except TrainError as error:  # the parent says it
         run.update_status(State.FAILED, str(error))
         return 2 if isinstance(error, UsageError) else 1
     return 0

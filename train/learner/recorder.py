@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train.learner.checkpoints import Checkpoints, TrainState, save_groups
-from train.learner.grpo import GrpoTrainer
+from train.learner.losses import Diagnostics
 from train.publish.channel import Channel
 from train.publish.publisher import Publisher
 from train.rollouts.rows import Group
@@ -19,6 +21,25 @@ from train.track.metrics import StepMetrics, of_groups
 from train.track.tracker import Tracker
 
 GROUPS = "groups.npz"
+
+
+class Trainer(Protocol):
+    """What is needed of a trainer, of either mode."""
+
+    live_version: int
+    """The version of the weights that were published last."""
+
+    def take_diagnostics(self) -> tuple[Diagnostics, torch.Tensor]:
+        """Return what the step's micro-batches told, and |trainer's logprob - sampler's|."""
+        ...
+
+    def send(self) -> None:
+        """Publish the weights as they are, unless that was done."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write all that a resume needs of the trainer into a folder."""
+        ...
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
@@ -32,7 +53,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.last: StepMetrics | None = None
-        self.trainer: GrpoTrainer
+        self.trainer: Trainer
         """Set before `train`."""
         self.channel: Channel
         self.worker: RolloutWorker
@@ -137,7 +158,7 @@ class Saver:
         self._groups_per_step = groups_per_step
         self._versions = versions
 
-    def save(self, trainer: GrpoTrainer, step: int) -> None:
+    def save(self, trainer: Trainer, step: int) -> None:
         """Write a checkpoint of this step, complete or not at all; raise SaveFailed.
 
         Its weights are published first, so that every checkpoint has a version of its own.

@@ -28,7 +28,7 @@ from evalkit.play.tokens import TokenModel, TokenSampling
 from serve.client import AdminClient
 from serve.wire import PolicyKind, SwapMode
 from train.config import Channel as ChannelName
-from train.config import Precision, TrainConfig
+from train.config import Mode, Precision, TrainConfig
 from train.errors import BadModel
 from train.learner.checkpoints import Checkpoints, TrainState, load_groups
 from train.learner.grpo import GrpoTrainer
@@ -45,7 +45,7 @@ from train.rollouts.renderer import ChatRenderer
 from train.rollouts.schedule import Schedule
 from train.rollouts.worker import Interrupted, RolloutWorker
 from train.run import RunDir
-from train.track.tracker import open_tracker
+from train.track.tracker import Tracker, open_tracker
 
 _FIRST_PROBE_SEED = 1 << 31
 _LONGEST_PROBE = 512
@@ -74,9 +74,11 @@ def learn(run: RunDir, url: str) -> None:
 class Learner:
     """All that takes part in training, put together."""
 
-    trainer: GrpoTrainer
+    trainer: Any
+    """A GrpoTrainer, or a SyncTrainer."""
     worker: RolloutWorker
     saver: Saver
+    tracker: Tracker
     resume_from: Path | None
 
     def train(self) -> None:
@@ -90,10 +92,14 @@ class Learner:
             if step and step != self.saver.saved_step:
                 self.saver.save(self.trainer, step)
             raise
+        finally:
+            self.tracker.close()
 
 
 def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     """Put a learner together, where its last checkpoint left off."""
+    if config.learn.mode is Mode.SYNC:
+        config = _sync_mode().settled(config)
     folder = Path(config.model.path)
     checkpoints = Checkpoints(run.checkpoints_path, config.checkpoints.keep)
     done = checkpoints.latest()
@@ -119,15 +125,35 @@ def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     channel = _channel(config, run, publisher, renderer)
     trainer = _trainer(config, run, worker, channel, saver, recorder)
     recorder.trainer, recorder.channel, recorder.worker = trainer, channel, worker
-    trainer.steps = Steps(
-        _step_plan(config, state.step if state else 0, trainer),
+    plan = _step_plan(config, state.step if state else 0, trainer)
+    if config.learn.mode is Mode.SYNC:
+        _sync_mode().check_template(renderer, config.model.path)
+        trainer.steps = _sync_mode().Turns(plan, worker, on_step=recorder.took)
+    else:
+        trainer.steps = _steps(plan, trainer, worker, recorder)
+    return Learner(
+        trainer=trainer, worker=worker, saver=saver, tracker=tracker, resume_from=resume_from
+    )
+
+
+def _sync_mode() -> Any:  # noqa: ANN401  # a module
+    """Return the module of learn.mode=sync: only where it is asked for, since it takes seconds."""
+    from train.learner import sync_mode  # noqa: PLC0415
+
+    return sync_mode
+
+
+def _steps(
+    plan: StepPlan, trainer: GrpoTrainer, worker: RolloutWorker, recorder: Recorder
+) -> Steps:
+    return Steps(
+        plan,
         worker if trainer.accelerator.is_main_process else None,
         on_step=recorder.took,
         metrics=trainer.sink,
         process=trainer.accelerator.process_index,
         processes=trainer.accelerator.num_processes,
     )
-    return Learner(trainer=trainer, worker=worker, saver=saver, resume_from=resume_from)
 
 
 def _worker(
@@ -208,6 +234,7 @@ def _channel(
             longest=_LONGEST_PROBE,
         ),
         tolerance=section.tolerance or _TOLERANCE[uses_bf16(config.learn.precision)],
+        logprobs=probe.plain_logprobs if config.learn.mode is Mode.SYNC else probe.logprobs,
     )
 
 
@@ -220,10 +247,13 @@ def _trainer(
     recorder: Recorder,
 ) -> GrpoTrainer:
     lora = config.model.lora
+    sync = config.learn.mode is Mode.SYNC
+    kind = _sync_mode().SyncTrainer if sync else GrpoTrainer
+    told = _sync_mode().arguments if sync else arguments
     try:
-        return GrpoTrainer(
+        return kind(
             model=Path(config.model.path),
-            args=arguments(config, run.path),
+            args=told(config, shared_arguments(config, run.path)),
             tokenizer=AutoTokenizer.from_pretrained(config.model.path),
             worker=worker,
             publisher=channel,
@@ -260,20 +290,27 @@ def _step_plan(config: TrainConfig, done: int, trainer: GrpoTrainer) -> StepPlan
     )
 
 
-def arguments(config: TrainConfig, output: Path) -> AsyncGRPOConfig:
-    """Return what TRL and transformers are told."""
+def arguments(config: TrainConfig, shared: dict[str, Any]) -> AsyncGRPOConfig:
+    """Return what TRL is told; `shared` is what both modes tell transformers."""
+    return AsyncGRPOConfig(
+        **shared,
+        per_device_train_batch_size=1,
+        token_budget=0,
+        max_staleness=config.learn.max_staleness,
+        weight_sync_steps=config.publish.every,
+    )
+
+
+def shared_arguments(config: TrainConfig, output: Path) -> dict[str, Any]:
+    """Return what transformers is told in both modes."""
     learn_, rollouts = config.learn, config.rollouts
     cuda = torch.cuda.is_available()
-    told: dict[str, Any] = {
+    return {
         "output_dir": str(output),
-        "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": learn_.accumulation,
-        "token_budget": 0,
         "num_generations": rollouts.group_size,
         "temperature": rollouts.temperature,
         "max_steps": learn_.steps,
-        "max_staleness": learn_.max_staleness,
-        "weight_sync_steps": config.publish.every,
         "learning_rate": learn_.learning_rate,
         "lr_scheduler_type": learn_.schedule,
         "warmup_steps": learn_.warmup_steps,
@@ -291,7 +328,6 @@ def arguments(config: TrainConfig, output: Path) -> AsyncGRPOConfig:
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
     }
-    return AsyncGRPOConfig(**told)
 
 
 def uses_bf16(precision: Precision) -> bool:

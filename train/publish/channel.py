@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,8 +41,14 @@ class Channel:
         source: Path,
         sequences: probe.Sequences,
         tolerance: float,
+        logprobs: Callable[
+            [torch.nn.Module, probe.Sequences], tuple[tuple[float, ...], ...]
+        ] = probe.logprobs,
     ) -> None:
-        """Take None as `publisher` on all processes but the main one; no `sequences`, no probes."""
+        """Take None as `publisher` on all processes but the main one; no `sequences`, no probes.
+
+        `logprobs` is how the trainer's model is asked: `probe.logprobs` or `probe.plain_logprobs`.
+        """
         self.last: Sent | None = None
         self._publisher = publisher
         self._kind = kind
@@ -50,6 +56,7 @@ class Channel:
         self._source = source
         self._sequences = sequences
         self._tolerance = tolerance
+        self._logprobs = logprobs
 
     def send(self, trainer: Trainer, step: int) -> int:
         """Make the weights as they are live, and return their version.
@@ -90,7 +97,7 @@ class Channel:
             return None
         return Probes(
             tokens=self._sequences,
-            logprobs=probe.logprobs(model, self._sequences),
+            logprobs=self._logprobs(model, self._sequences),
             tolerance=self._tolerance,
         )
 

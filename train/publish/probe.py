@@ -81,5 +81,22 @@ def logprobs(model: torch.nn.Module, tokens: Sequences) -> tuple[tuple[float, ..
     return tuple(made)
 
 
+def plain_logprobs(model: torch.nn.Module, tokens: Sequences) -> tuple[tuple[float, ...], ...]:
+    """Return what `logprobs` returns, of a model that takes plain sequences."""
+    was_training = model.training
+    model.eval()
+    made = []
+    try:
+        with torch.no_grad():
+            for sequence in tokens:
+                ids = torch.tensor([sequence], device=_device(model))
+                every = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+                chosen = every[:-1].gather(1, ids[0, 1:, None])[:, 0]
+                made.append(tuple(chosen.tolist()))
+    finally:
+        model.train(was_training)
+    return tuple(made)
+
+
 def _device(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,25 @@ def _silent(_: str) -> None:
 def build(recipe: Recipe, out: Path, seed: int = 0, say: Callable[[str], None] = _silent) -> Path:
     """Make the recipe's policy and save it as `out`, which appears when it is complete.
 
-    Equal recipes and seeds give equal files on one machine with equal threads.
+    Equal recipes and seeds give equal files on one machine with as many torch threads.
 
     Raises:
-        BadConfig: the recipe cannot be made, or `out` has something in it.
+        BadConfig: the recipe cannot be made, `out` has something in it or cannot be made.
         SaveFailed: the folder cannot be written.
 
     """
     if seed < 0:
         raise BadConfig(f"seed is at least 0, not {seed}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadConfig(f"{out} is there already: name a new folder, or an empty one")
     recipe.parsed_strategy()
     recipe.make_env()
     tokenizer = train_tokenizer(recipe, seed)
-    model = make_model(tokenizer, seed)
-    say(f"{recipe.env}: {model.num_parameters():,} weights, {len(tokenizer)} tokens")
-    warm_start(model, tokenizer, recipe, seed=seed, say=say)
-    _save(model, tokenizer, out)
+    with ExitStack() as undo:
+        part = _part_of(out)
+        undo.callback(shutil.rmtree, part, ignore_errors=True)
+        model = make_model(tokenizer, seed)
+        say(f"{recipe.env}: {model.num_parameters():,} weights, {len(tokenizer)} tokens")
+        warm_start(model, tokenizer, recipe, seed=seed, say=say)
+        _save(model, tokenizer, part, out)
     say(f"saved as {out}")
     return out
 
@@ -49,15 +51,29 @@ def shortened(recipe: Recipe, steps: int | None) -> Recipe:
     return recipe if steps is None else dataclasses.replace(recipe, steps=steps)
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:  # noqa: ANN401 - untyped
-    """Write next to `out`, then give it its name: what bears it is complete."""
+def _part_of(out: Path) -> Path:
+    """Make the folder beside `out` that becomes it when it is complete."""
     part = out.with_name(f".{out.name}.part")
     try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadConfig(f"{out} is there already: name a new folder, or an empty one")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
+    except OSError as error:
+        raise BadConfig(f"cannot make {out}: {error}") from error
+    return part
+
+
+def _save(
+    model: Any,  # noqa: ANN401 - untyped
+    tokenizer: Any,  # noqa: ANN401 - untyped
+    part: Path,
+    out: Path,
+) -> None:
+    """Write into `part` and give it its name."""
+    try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         part.replace(out)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise SaveFailed(f"cannot write {out}: {error}") from error

@@ -75,16 +75,21 @@ class Recipe:
 
 RECIPES = MappingProxyType(
     {
-        "key_door": Recipe(env="key_door", args={"size": 3, "max_turns": 14}, noise=0.3, steps=100),
-        "tic_tac_toe": Recipe(env="tic_tac_toe", strategy="NO_HISTORY", noise=0.5, steps=100),
+        "key_door": Recipe(
+            env="key_door", args={"size": 3, "max_turns": 16}, noise=0.3, batch=8, steps=110
+        ),
+        "tic_tac_toe": Recipe(
+            env="tic_tac_toe", strategy="NO_HISTORY", noise=0.5, batch=48, steps=110
+        ),
         "key_door_memory": Recipe(
             env="key_door",
-            args={"size": 3, "max_turns": 14},
+            args={"size": 2, "max_turns": 6},
             strategy="SCRATCHPAD",
             noise=0.3,
-            notes=("Key", "Door"),
-            forgetful=0.5,
-            steps=100,
+            notes=("Door",),
+            forgetful=0.3,
+            batch=32,
+            steps=250,
         ),
     }
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 PYTHON = (sys.executable, "-I", "-S")
 """Starts in a few milliseconds."""
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def until(holds: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
@@ -96,6 +96,9 @@ def learner(path: Path, url: str, script: Path) -> None:
         "dead": lambda _: until(lambda: not answers(url)),
         "graceful": lambda value: on_signals(lambda *_: sys.exit(int(value))),
         "deaf": lambda _: on_signals(signal.SIG_IGN),
+        "failing": lambda _: on_signals(lambda *_: failing(path)),
+        "counting": lambda _: on_signals(lambda *_: noted(path / "signals")),
+        "outlive": lambda value: outlive(path, int(value)),
         "up": lambda _: (path / "up").write_text("up"),
         "sleep": lambda value: time.sleep(float(value)),
         "exit": lambda value: sys.exit(int(value)),
@@ -103,6 +106,25 @@ def learner(path: Path, url: str, script: Path) -> None:
     for word in lines[min(number, len(lines) - 1)].split():
         what, _, value = word.partition("=")
         actions[what](value)
+
+
+def failing(path: Path) -> None:
+    write_status(path, "failed", 1, "no disk")
+    sys.exit(1)
+
+
+def noted(file: Path) -> None:
+    with file.open("a") as notes:
+        notes.write("x")
+
+
+def outlive(path: Path, gateways: int) -> None:
+    """Make steps until so many gateways were ready."""
+    step = 0
+    while (path / "logs" / "gateway.log").read_text().count("ready") < gateways:
+        step += 1
+        write_status(path, "running", step)
+        time.sleep(0.03)
 
 
 def on_signals(handler: Any) -> None:

@@ -63,10 +63,24 @@ def test_what_is_there_is_not_overwritten(built: Path) -> None:
     assert [path.name for path in built.parent.iterdir()] == [built.name]
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_place_where_no_folder_can_be_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with pytest.raises(BadConfig, match="cannot make"):
+        build(QUICK, tmp_path / "file" / "below", say=said.append)
+    assert not said
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def take_its_place(_: str) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "mine").touch()
+
     with pytest.raises(SaveFailed, match="cannot write"):
-        build(QUICK, tmp_path / "file" / "below")
+        build(QUICK, out, say=take_its_place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,9 @@ def test_steps_can_be_changed() -> None:
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "made"
-    assert main(["key_door", "--out", str(out), "--steps", "1", "--seed", "3"]) == 0
+    assert (
+        main(["key_door", "--out", str(out), "--steps", "1", "--seed", "3", "--threads", "1"]) == 0
+    )
     assert (out / "model.safetensors").is_file()
     assert "step 1 of 1" in capsys.readouterr().out
     assert main(["chess", "--out", str(out)]) == 2

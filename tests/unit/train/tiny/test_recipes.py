@@ -18,7 +18,7 @@ def test_the_shipped_ones_name_an_env_and_a_strategy(name: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(BadConfig, match="'chess'.*key_door, tic_tac_toe, key_door_memory"):
+    with pytest.raises(BadConfig, match=r"'chess'.*key_door, tic_tac_toe, key_door_memory"):
         recipe("chess")
 
 

@@ -65,7 +65,7 @@ def test_batches_hold_rows_of_like_lengths_and_lose_none() -> None:
 
 
 def test_steps_lower_the_loss_and_repeat_exactly() -> None:
-    chosen = dataclasses.replace(recipe("key_door"), steps=14, batch=4)
+    chosen = dataclasses.replace(recipe("key_door"), steps=8, batch=2)
     tokenizer = train_tokenizer(chosen, 0)
     said: list[str] = []
     curves = []
@@ -73,6 +73,6 @@ def test_steps_lower_the_loss_and_repeat_exactly() -> None:
         model = make_model(tokenizer, 0)
         curves.append(warm_start(model, tokenizer, chosen, seed=0, say=said.append))
     assert curves[0] == curves[1]
-    assert sum(curves[0][-3:]) / 3 < 0.6 * curves[0][0]
-    assert "step 14 of 14" in said[-1]
+    assert sum(curves[0][-3:]) / 3 < 0.7 * curves[0][0]
+    assert "step 8 of 8" in said[-1]
     assert not model.training
