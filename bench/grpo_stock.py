@@ -35,14 +35,8 @@ from evalkit.play.strategies import parse_strategy  # noqa: E402
 from evalkit.play.tokens import TokenTurn  # noqa: E402
 from train.config import TrainConfig, load  # noqa: E402
 from train.learner.session import shared_arguments  # noqa: E402
-from train.learner.sync_mode import (  # noqa: E402
-    arguments,
-    assemble,
-    prompts,
-    settled,
-    step_of,
-    told_reward,
-)
+from train.learner.sync_mode import arguments, prompts, settled  # noqa: E402
+from train.learner.sync_rows import assemble, step_of, told_reward  # noqa: E402
 from train.rewards.registry import make_reward  # noqa: E402
 from train.rollouts.player import Plan, Player  # noqa: E402
 from train.rollouts.renderer import ChatRenderer  # noqa: E402

@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
@@ -56,6 +57,10 @@ class FolderWeights(WeightTransferEngine[Nothing, Folder]):  # type: ignore[misc
 
     init_info_cls = Nothing
     update_info_cls = Folder
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        _let_prompts_be_scored_in_company()
 
     _swapped: Path | None = None
     _read: tuple[Path, Weights] | None = None
@@ -140,6 +145,33 @@ def _tensors(folder: Path, files: tuple[str, ...]) -> Iterator[tuple[str, torch.
         with safe_open(folder / file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # it is no dict
                 yield name, tensors.get_tensor(name)
+
+
+def _let_prompts_be_scored_in_company() -> None:
+    """Let an engine with adapters tell the logprobs of a prompt while it has other requests.
+
+    vLLM 0.32 takes a prompt's rows for one row of each request there (its issue 16668): on a CPU
+    that ends the engine. Where no adapter changes the output head there is nothing to add.
+    """
+    add = PunicaWrapperCPU.add_lora_logits
+    if getattr(add, "is_palaestras", False):
+        return
+
+    def add_lora_logits(
+        self: PunicaWrapperCPU,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **rest: object,
+    ) -> None:
+        is_row_per_request = x.view(-1, x.shape[-1]).size(0) == self.sampler_indices.size(0)
+        if is_row_per_request or lora_b_stacked.any():
+            add(self, y, x, lora_a_stacked, lora_b_stacked, scale, **rest)
+
+    add_lora_logits.is_palaestras = True  # type: ignore[attr-defined]
+    PunicaWrapperCPU.add_lora_logits = add_lora_logits
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,15 +25,16 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.async_grpo import AsyncGRPOTrainer
 
-from evalkit.play.strategies import FullHistory, parse_strategy
+from evalkit.play.strategies import FullHistory, message, parse_strategy
 from train.config import Importance, TrainConfig
-from train.errors import BadConfig, BadModel, RolloutFailed
+from train.errors import BadConfig, BadModel
 from train.learner.grpo import Publishes, Saves
 from train.learner.losses import Diagnostics, LossSettings, combine, token_loss
 from train.learner.steps import StepPlan, TakesSteps
+from train.learner.sync_rows import assemble, step_of, told_reward
 from train.rollouts.advantages import with_advantages
 from train.rollouts.renderer import ChatRenderer
-from train.rollouts.rows import Episode, Group, Row
+from train.rollouts.rows import Group
 from train.rollouts.worker import RolloutWorker
 
 _MASKING = frozenset({Importance.TOKEN_MASK, Importance.SEQUENCE_MASK})
@@ -69,8 +70,6 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 def check_template(renderer: ChatRenderer, model: str) -> None:
     """Raise BadModel where the chat template edits earlier replies: such rows are not one."""
-    from evalkit.play.strategies import message  # noqa: PLC0415
-
     if renderer.goes_on((), message("user", "u")) is None:
         raise BadModel(
             f"{model}: its chat template changes replies when they are part of the history, so an "
@@ -141,77 +140,6 @@ class Takes(Protocol):
 def prompts(steps: int, groups_per_step: int) -> Dataset:
     """Return a prompt for each group of a run: its number, which names its env seed."""
     return Dataset.from_dict({"prompt": [str(index) for index in range(steps * groups_per_step)]})
-
-
-def step_of(prompts: Sequence[str], group_size: int) -> int:
-    """Return the step (from 1) whose prompts these are: each group's number, once per episode.
-
-    Raises:
-        RolloutFailed: they are not those of one whole step, in order.
-
-    """
-    numbers = [int(prompt) for prompt in prompts]
-    first, count = numbers[0], len(numbers) // group_size
-    expected = [first + at // group_size for at in range(count * group_size)]
-    if numbers != expected or first % count:
-        raise RolloutFailed(
-            f"expected the prompts of one step, {group_size} for each of {count} groups in order, "
-            f"found groups {sorted(set(numbers))[:8]}"
-        )
-    return first // count + 1
-
-
-def assemble(groups: Sequence[Group], group_size: int, filler: int) -> dict[str, list[Any]]:
-    """Return what TRL expects of a `rollout_func`, one row for each episode.
-
-    TRL wants `group_size` rows of every group. In the place of an episode that could not be
-    scored stands the token `filler`, not trained on, with no reward: TRL leaves it out of the
-    group's mean.
-
-    Raises:
-        RolloutFailed: an episode has several rows.
-
-    """
-    names = ("prompt_ids", "completion_ids", "env_mask", "logprobs", "told_reward")
-    told: dict[str, list[Any]] = {name: [] for name in names}
-    for group in groups:
-        missing = group_size - len(group.episodes)
-        lines = [_line(episode, filler) for episode in group.episodes]
-        for line in [*lines, *[_empty(filler, None)] * missing]:
-            for name, value in zip(names, line, strict=True):
-                told[name].append(value)
-    return told
-
-
-def _line(episode: Episode, filler: int) -> tuple[Any, ...]:
-    if not episode.rows:
-        return _empty(filler, episode.reward)
-    if len(episode.rows) > 1:
-        raise RolloutFailed(
-            f"the episode of seed {episode.env_seed} has {len(episode.rows)} rows, because its "
-            "prompts do not go on from each other; learn.mode=sync takes one: use learn.mode=async"
-        )
-    return (*split(episode.rows[0]), episode.reward)
-
-
-def split(row: Row) -> tuple[list[int], list[int], list[int], list[float]]:
-    """Cut a row where the policy begins: its prompt, and ids, mask and logprobs from there on."""
-    first = int(row.trained.argmax())
-    return (
-        row.ids[:first].tolist(),
-        row.ids[first:].tolist(),
-        row.trained[first:].tolist(),
-        row.logprobs[first:].tolist(),
-    )
-
-
-def _empty(filler: int, reward: float | None) -> tuple[Any, ...]:
-    return ([filler], [filler], [0], [0.0], reward)
-
-
-def told_reward(told_reward: list[float | None], **_: object) -> list[float | None]:
-    """Return the rewards that came with the rollouts: TRL's reward function."""
-    return told_reward
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types here

@@ -83,13 +83,13 @@ RECIPES = MappingProxyType(
         ),
         "key_door_memory": Recipe(
             env="key_door",
-            args={"size": 2, "max_turns": 6},
+            args={"size": 3, "max_turns": 14},
             strategy="SCRATCHPAD",
             noise=0.3,
             notes=("Door",),
-            forgetful=0.3,
-            batch=32,
-            steps=250,
+            forgetful=0.5,
+            batch=48,
+            steps=200,
         ),
     }
 )

@@ -134,12 +134,14 @@ def test_each_token_has_its_logprob_and_version() -> None:
     assert turn.versions == (7, 7, 7)
 
 
-def test_a_swap_on_the_way_shows_token_by_token() -> None:
+@pytest.mark.parametrize(("label", "end"), [("tiny@8", "8"), ("tiny@8?", "0")])
+def test_a_swap_on_the_way_shows_token_by_token(label: str, end: str) -> None:
+    """With a question mark as long as the gateway has not proved the new weights."""
     spans = [
         {"version": "tiny@7", "start": 0, "end": 1},
-        {"version": "tiny@8", "start": 1, "end": 3},
+        {"version": label, "start": 1, "end": 3},
     ]
-    headers = {"x-policy-version": "7", "x-policy-version-end": "8"}
+    headers = {"x-policy-version": "7", "x-policy-version-end": end}
     turn, _ = read_tokens(generation([5, 6, 9], headers=headers, weight_versions=spans), (1,))
     assert turn.versions == (7, 8, 8)
 

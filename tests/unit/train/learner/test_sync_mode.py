@@ -19,11 +19,17 @@ from hypothesis import strategies as st
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from train.config import Importance, Loss, Scale, TrainConfig, load
 from train.errors import BadConfig, BadModel, RolloutFailed
+from train.learner import sync_rows
 from train.learner.losses import LossSettings
 from train.rollouts.advantages import with_advantages
 from train.rollouts.renderer import ChatRenderer
@@ -35,7 +41,7 @@ from train.rollouts.worker import RolloutWorker
 with warnings.catch_warnings():
     # TRL says of each vLLM that it has not seen that it has not seen it.
     warnings.simplefilter("ignore")
-    from train.learner import session, sync_mode
+    from train.learner import attention, session, sync_mode
     from train.learner.steps import StepPlan
     from train.publish import probe
 
@@ -80,7 +86,7 @@ def group(index: int, *episodes: Episode, dropped: int = 0) -> Group:
 class TestRows:
     def test_a_row_is_cut_where_the_policy_begins(self) -> None:
         row = row_of([5, 6, 7], ([8, 1], True), ([9, 9], False), ([10], True))
-        prompt, completion, mask, logprobs = sync_mode.split(row)
+        prompt, completion, mask, logprobs = sync_rows.split(row)
         assert prompt == [5, 6, 7]
         assert completion == [8, 1, 9, 9, 10]
         assert mask == [1, 1, 0, 0, 1]
@@ -92,7 +98,7 @@ class TestRows:
     )
     def test_nothing_is_lost(self, prompt: list[int], parts: list[list[int]]) -> None:
         row = row_of(prompt, *((part, at % 2 == 0) for at, part in enumerate(parts)))
-        before, after, mask, logprobs = sync_mode.split(row)
+        before, after, mask, logprobs = sync_rows.split(row)
         assert before == prompt
         assert before + after == row.ids.tolist()
         assert [0] * len(before) + mask == row.trained.tolist()
@@ -100,7 +106,7 @@ class TestRows:
         assert len(after) == len(mask) == len(logprobs)
 
     def test_a_line_for_each_episode_with_its_reward(self) -> None:
-        told = sync_mode.assemble(
+        told = sync_rows.assemble(
             [group(0, episode(1.0), episode(0.5)), group(1, episode(0.0), episode(2.0))], 2, FILLER
         )
         assert told["told_reward"] == [1.0, 0.5, 0.0, 2.0]
@@ -109,23 +115,23 @@ class TestRows:
         assert all(isinstance(id_, int) for ids in told["completion_ids"] for id_ in ids)
 
     def test_an_episode_without_a_score_has_no_reward_and_is_not_trained_on(self) -> None:
-        told = sync_mode.assemble([group(0, episode(1.0), episode(0.5), dropped=1)], 3, FILLER)
+        told = sync_rows.assemble([group(0, episode(1.0), episode(0.5), dropped=1)], 3, FILLER)
         assert told["told_reward"] == [1.0, 0.5, None]
         assert told["completion_ids"][2] == [FILLER]
         assert told["env_mask"][2] == [0]
 
     def test_an_episode_without_a_call_keeps_its_reward(self) -> None:
-        told = sync_mode.assemble([group(0, episode(1.0), episode(-1.0, rows=()))], 2, FILLER)
+        told = sync_rows.assemble([group(0, episode(1.0), episode(-1.0, rows=()))], 2, FILLER)
         assert told["told_reward"] == [1.0, -1.0]
         assert told["env_mask"][1] == [0]
 
     def test_several_rows_are_refused(self) -> None:
         two = episode(1.0, rows=(row_of([5], ([1], True)),) * 2)
         with pytest.raises(RolloutFailed, match=r"has 2 rows.*learn\.mode=async"):
-            sync_mode.assemble([group(0, two, episode())], 2, FILLER)
+            sync_rows.assemble([group(0, two, episode())], 2, FILLER)
 
     def test_the_reward_function_returns_what_it_was_given(self) -> None:
-        told = sync_mode.told_reward(
+        told = sync_rows.told_reward(
             told_reward=[1.0, None], prompts=["a", "b"], trainer_state=None
         )
         assert told == [1.0, None]
@@ -138,12 +144,12 @@ class TestPrompts:
     @pytest.mark.parametrize("step", [1, 2, 57])
     def test_a_step_is_named_by_its_prompts(self, step: int) -> None:
         first = (step - 1) * 2
-        assert sync_mode.step_of([str(first)] * 3 + [str(first + 1)] * 3, 3) == step
+        assert sync_rows.step_of([str(first)] * 3 + [str(first + 1)] * 3, 3) == step
 
     @pytest.mark.parametrize("found", [["1", "1", "2", "2"], ["0", "1", "0", "1"], ["2", "2", "0"]])
     def test_others_are_refused(self, found: list[str]) -> None:
         with pytest.raises(RolloutFailed, match="the prompts of one step"):
-            sync_mode.step_of(found, 2)
+            sync_rows.step_of(found, 2)
 
     def test_a_step_has_the_env_seeds_of_async_mode(self) -> None:
         config = sync_mode.settled(config_of(learn__steps=3, learn__max_staleness=2))
@@ -337,6 +343,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer_of().save_pretrained(folder)
     return folder
+
+
+def test_both_ways_to_ask_for_logprobs_agree(checkpoint: Path) -> None:
+    attention.register()
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint)
+    packed = AutoModelForCausalLM.from_pretrained(
+        checkpoint, attn_implementation=attention.TREE_ATTENTION
+    )
+    sequences = ((5, 6, 7, 2), (9, 1), (5, 6, 3, 3, 4, 8, 11))
+    told = probe.plain_logprobs(plain.train(), sequences)
+    assert [len(each) for each in told] == [3, 1, 6]
+    assert plain.training
+    for ours, theirs in zip(told, probe.logprobs(packed, sequences), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 class Played(RolloutWorker):
