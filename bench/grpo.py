@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,9 @@ from statistics import median
 
 # bench/evalkit.py has the package's name: search the installed one first.
 HERE = Path(__file__).resolve().parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+sys.path[:] = [str(HERE.parent), *(e for e in sys.path if Path(e or ".").resolve() != HERE)]
 
+from bench.gateway_parts.machine import busy_s  # noqa: E402
 from train.config import TrainConfig, dumps, load  # noqa: E402
 from train.track.metrics import read_metrics  # noqa: E402
 
@@ -38,8 +41,6 @@ MODES = ("stock", "sync", "async")
 WARM_UP = 2
 LAST = 4
 """Steps whose success is told."""
-BUSY = 2.5
-"""A load average from which on the machine is not quiet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +63,11 @@ class Result:
     """Sampled tokens that were trained on, over all the time."""
     success: float
     """Of the last steps."""
+    foreign: float
+    """Cores that anything else took meanwhile; with 0.2 or more the times mean little."""
 
 
-def summarize(mode: str, rows: Sequence[Mapping[str, str]]) -> Result:
+def summarize(mode: str, rows: Sequence[Mapping[str, str]], foreign: float) -> Result:
     """Return a mode's numbers from its metrics.csv; the first steps do not count."""
     kept = rows[WARM_UP:]
     if not kept:
@@ -87,6 +90,7 @@ def summarize(mode: str, rows: Sequence[Mapping[str, str]]) -> Result:
         sync_s=median(sync_s) if sync_s else None,
         tokens_per_s=sum(column("tokens_trained")) / sum(step_s),
         success=sum(success) / len(success),
+        foreign=foreign,
     )
 
 
@@ -94,7 +98,7 @@ def table(results: Sequence[Result]) -> list[str]:
     """Return the table; speeds are compared with stock where it was measured."""
     stock = next((result for result in results if result.mode == "stock"), None)
     names = ["", "s/step: median (min..max)", "waits for rollouts", "wait s", "learn s", "sync s"]
-    names += ["tokens/s", f"success, last {LAST}", "steps/s against stock"]
+    names += ["tokens/s", f"success, last {LAST}", "others' cores", "steps/s against stock"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for result in results:
         ratio = "" if stock is None else f"{stock.step_s / result.step_s:.2f} x"
@@ -103,7 +107,8 @@ def table(results: Sequence[Result]) -> list[str]:
             f"| {result.mode} "
             f"| {result.step_s:.2f} ({result.shortest_s:.2f}..{result.longest_s:.2f}) "
             f"| {result.idle:.0%} | {result.wait_s:.2f} | {result.learn_s:.2f} | {sync} "
-            f"| {result.tokens_per_s:,.0f} | {result.success:.0%} | {ratio} |"
+            f"| {result.tokens_per_s:,.0f} | {result.success:.0%} "
+            f"| {result.foreign:.2f} | {ratio} |"
         )
     return lines
 
@@ -136,6 +141,9 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, help="a folder (default: one is made)")
+    parser.add_argument(
+        "--stock-threads", type=int, default=_cores(), help="torch's, in stock (default: all cores)"
+    )
     parser.add_argument("--only", default=",".join(MODES), help="stock,sync,async")
     options = parser.parse_args()
     modes = [mode for mode in MODES if mode in options.only.split(",")]
@@ -146,18 +154,22 @@ def main() -> int:
         model = options.model or _made(Path(folder) / "key_door")
         config = config_of(options, model)
         for mode in modes:
-            load_1m = os.getloadavg()[0]
-            note = "" if load_1m < BUSY else "; the machine is not quiet"
-            print(f"{mode}: load average {load_1m:.1f}{note}", file=sys.stderr, flush=True)
-            rows = _measured(mode, config, Path(folder) / mode)
-            results.append(summarize(mode, rows))
-    cores = len(os.sched_getaffinity(0))
+            print(f"{mode}: load average {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+            before_s, began_s = _others_s(), time.monotonic()
+            rows = _measured(mode, config, Path(folder) / mode, options.stock_threads)
+            foreign = (_others_s() - before_s) / (time.monotonic() - began_s)
+            results.append(summarize(mode, rows, foreign))
     print(
-        f"{cores} cores, {options.groups} x {options.group_size} episodes a step, "
+        f"{_cores()} cores, stock with {options.stock_threads} threads, "
+        f"{options.groups} x {options.group_size} episodes a step, "
         f"{options.steps - WARM_UP} steps after {WARM_UP} of warm-up, one run each\n"
     )
     print("\n".join(table(results)))
     return 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _made(folder: Path) -> Path:
@@ -166,16 +178,23 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _measured(mode: str, config: TrainConfig, folder: Path) -> list[dict[str, str]]:
+def _others_s() -> float:
+    """Return CPU seconds that all cores worked for anybody but us and what we started."""
+    ours = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return busy_s() - sum(each.ru_utime + each.ru_stime for each in ours)
+
+
+def _measured(
+    mode: str, config: TrainConfig, folder: Path, stock_threads: int
+) -> list[dict[str, str]]:
     """Let a mode train, and return the rows of its metrics.csv."""
     folder.mkdir()
     told = folder / "config.yaml"
     told.write_text(dumps(config), "utf-8")
     if mode == "stock":
-        # It has no server to share the cores with.
         metrics = folder / "metrics.csv"
         words = [str(HERE / "grpo_stock.py"), str(told), str(metrics)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+        environment = os.environ | {"OMP_NUM_THREADS": str(stock_threads)}
         subprocess.run([sys.executable, *words], check=True, stdout=sys.stderr, env=environment)
         return read_metrics(metrics)
     words = ["grpo", "--config", str(told), "--mode", mode, "--out", str(folder)]

@@ -210,7 +210,6 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     config = settled(load(Path(sys.argv[1]), {}))
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     folder = Path(config.model.path)
     stock = Stock(config, Lockstep(config, ChatRenderer.load(folder)), Path(sys.argv[2]))
     shared = shared_arguments(config, Path(sys.argv[2]).parent) | {"save_strategy": "no"}

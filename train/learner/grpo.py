@@ -128,9 +128,10 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
             tokens_in_step=int(inputs["tokens_in_step"]),
         )
         self.diagnostics.append(terms.diagnostics)
-        fresh = inputs["token_versions"] == self.live_version
-        with torch.no_grad():
-            self.gaps.append((log_probs - old_log_probs).abs()[fresh])
+        if self._sent_step == self.state.global_step:  # what is live is what is trained on
+            fresh = inputs["token_versions"] == self.live_version
+            with torch.no_grad():
+                self.gaps.append((log_probs - old_log_probs).abs()[fresh])
         metrics = self._metrics["train"]
         metrics["entropy"].append(entropy.mean().item())
         self._step_forward_tokens += float(inputs["input_ids"].numel())

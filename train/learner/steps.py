@@ -23,8 +23,9 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 from trl.experimental.async_grpo.packing import TreeRow
 
 from train.config import Scale
+from train.errors import RolloutFailed
 from train.rollouts.advantages import with_advantages
-from train.rollouts.rows import Group, Row
+from train.rollouts.rows import Episode, Group, Row
 
 
 class TakesSteps(Protocol):
@@ -82,7 +83,7 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         for step in range(self._plan.first, self._plan.last + 1):
             groups = self._groups(step)
             self._on_step(step, groups)
-            yield from self._batches(groups)
+            yield from self._batches(step, groups)
 
     def _groups(self, step: int) -> tuple[Group, ...]:
         held: list[Any] = [None]
@@ -97,18 +98,24 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
             shuffle = random.Random(f"{self._plan.shuffle_seed}|{step}")
         return with_advantages(held[0], self._plan.scale, shuffle)
 
-    def _batches(self, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    def _batches(self, step: int, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
         share = len(groups) // self._plan.accumulation
         samples = [
             self._samples(groups[first : first + share]) for first in range(0, len(groups), share)
         ]
-        taught = [sample for each in samples for sample in each if sample["advantage"]]
+        filler = next((sample | {"advantage": 0.0} for each in samples for sample in each), None)
+        if filler is None:
+            raise RolloutFailed(
+                f"step {step} has nothing to train on: none of its episodes could be scored, or all "
+                "rows are longer than learn.max_row_tokens"
+            )
+        taught = [sample for each in samples for sample in each if not sample["flat"]]
         rows, tokens = len(taught), sum(int(each["completion_mask"].sum()) for each in taught)
         collate = DataCollatorForRollout(
             self._plan.pad_token_id, self._processes, metrics=self._metrics
         )
         for each in samples:
-            taken = [sample for sample in each if sample["advantage"]] or each[:1]
+            taken = [sample for sample in each if not sample["flat"]] or [filler]
             shares = _shares(taken, self._processes)
             batch = collate.torch_call([shares])
             batch = {key: value[self._process : self._process + 1] for key, value in batch.items()}
@@ -119,7 +126,7 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
 
     def _samples(self, groups: Sequence[Group]) -> list[dict[str, Any]]:
         return [
-            _sample(row, episode.advantage, group.index, episode.reward)
+            _sample(row, episode, group)
             for group in groups
             for episode in group.episodes
             for row in episode.rows
@@ -127,16 +134,17 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         ]
 
 
-def _sample(row: Row, advantage: float, group: int, reward: float) -> dict[str, Any]:
-    """Return a row as TRL's packing wants it, and its versions besides."""
+def _sample(row: Row, episode: Episode, group: Group) -> dict[str, Any]:
+    """Return a row as TRL's packing wants it, and what we want to know besides."""
     return {
         "input_ids": row.ids,
         "completion_mask": row.trained,
         "old_log_probs": row.logprobs,
-        "advantage": advantage,
-        "group_id": group,
-        "metrics": {"reward": reward},
+        "advantage": episode.advantage,
+        "group_id": group.index,
+        "metrics": {"reward": episode.reward},
         "versions": row.versions,
+        "flat": group.is_flat,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
+from safetensors import SafetensorError
 from trl.experimental.async_grpo.async_grpo_trainer import save_lora_adapter
 
 from serve.wire import PolicyKind, Probes
@@ -89,7 +90,7 @@ class Channel:
             return
         try:
             save_lora_adapter(model, trainer.accelerator, model.active_adapters[0], str(folder))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise SaveFailed(f"cannot write {folder}: {error}") from error
 
     def _probes(self, model: torch.nn.Module) -> Probes | None:

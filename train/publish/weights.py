@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from train.errors import SaveFailed
@@ -37,5 +38,5 @@ def write_full(
                 if file.name not in _INDEXES:
                     shutil.copyfile(file, folder / file.name)
         save_file(gathered, folder / "model.safetensors", metadata={"format": "pt"})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise SaveFailed(f"cannot write {folder}: {error}") from error

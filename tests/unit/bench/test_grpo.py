@@ -42,12 +42,13 @@ def result(mode: str, step_s: float, **told: Any) -> Result:
         "sync_s": None,
         "tokens_per_s": 1234.5,
         "success": 0.75,
+        "foreign": 0.05,
     }
     return Result(mode=mode, step_s=step_s, **(about | told))
 
 
 def test_the_first_steps_do_not_count() -> None:
-    found = summarize("sync", rows(99, 99, 3, 1, 2))
+    found = summarize("sync", rows(99, 99, 3, 1, 2), 0.1)
     assert WARM_UP == 2
     assert found.steps == 3
     assert (found.shortest_s, found.step_s, found.longest_s) == (1, 2, 3)
@@ -58,7 +59,7 @@ def test_shares_and_rates_are_over_all_the_time() -> None:
         row(3, step_s=1.0, wait_s=0.9, tokens_trained=100),
         row(4, step_s=3.0, wait_s=0.1, tokens_trained=700),
     ]
-    found = summarize("async", [*rows(9, 9), *kept])
+    found = summarize("async", [*rows(9, 9), *kept], 0.1)
     assert found.idle == pytest.approx(1.0 / 4.0)
     assert found.tokens_per_s == pytest.approx(800 / 4.0)
     assert found.wait_s == pytest.approx(0.5)
@@ -67,17 +68,17 @@ def test_shares_and_rates_are_over_all_the_time() -> None:
 def test_success_is_that_of_the_last_steps() -> None:
     kept = [row(at, success=0.0) for at in range(3, 9)]
     kept += [row(at, success=0.1 * (at - 8)) for at in range(9, 9 + LAST)]
-    assert summarize("sync", [*rows(9, 9), *kept]).success == pytest.approx(0.25)
+    assert summarize("sync", [*rows(9, 9), *kept], 0.1).success == pytest.approx(0.25)
 
 
 def test_what_a_mode_does_not_have_is_left_out() -> None:
     kept = [row(at, sync_s=None) for at in range(1, 5)]
-    assert summarize("stock", kept).sync_s is None
+    assert summarize("stock", kept, 0.1).sync_s is None
 
 
 def test_a_run_of_warm_up_alone_is_no_measurement() -> None:
     with pytest.raises(ValueError, match="sync: 2 steps"):
-        summarize("sync", rows(1, 1))
+        summarize("sync", rows(1, 1), 0.1)
 
 
 def test_speeds_are_compared_with_stock() -> None:
@@ -85,13 +86,13 @@ def test_speeds_are_compared_with_stock() -> None:
     assert [line.split("|")[-2].strip() for line in lines[2:]] == ["1.00 x", "2.00 x", "0.80 x"]
     assert lines[2].split("|")[6].strip() == ""
     assert lines[3] == (
-        "| sync | 2.00 (1.50..2.50) | 25% | 0.50 | 1.00 | 0.12 | 1,234 | 75% | 2.00 x |"
+        "| sync | 2.00 (1.50..2.50) | 25% | 0.50 | 1.00 | 0.12 | 1,234 | 75% | 0.05 | 2.00 x |"
     )
     assert len({line.count("|") for line in lines}) == 1
 
 
 def test_without_stock_nothing_is_compared() -> None:
-    assert table([result("sync", 2.0)])[-1].endswith("75% |  |")
+    assert table([result("sync", 2.0)])[-1].endswith("75% | 0.05 |  |")
 
 
 def test_all_modes_are_told_the_same() -> None:

@@ -466,7 +466,6 @@ def trained(checkpoint: Path, tmp_path: Path) -> Train:
     return train
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 class TestTraining:
     def test_play_learn_publish_in_turns(self, trained: Train) -> None:
         trainer, worker, published, told = trained()
