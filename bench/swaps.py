@@ -48,6 +48,9 @@ EARLY = "early"
 """The alias of the first adapter, which keeps it loaded."""
 _MAX_LORAS = 4
 _PROMPTS = 12
+_QUIET_ANSWERS = 4
+"""For each client, before anything is published."""
+_POLL_S = 0.05
 _AFTER_S = 1.0
 
 
@@ -108,6 +111,8 @@ async def measure(part: str, swaps: int, clients: int, folder: Path, quiet_s: fl
         load = Clients(port, NAME, versions.prompts(_PROMPTS), clients)
         async with load.asking(), asyncio.TaskGroup() as group:
             await asyncio.sleep(quiet_s)
+            while len(load.answers) < _QUIET_ANSWERS * clients:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_S)
             for version in range(2, swaps + 2):
                 started_s.append(asyncio.get_running_loop().time())
                 at = versions.folder(version)

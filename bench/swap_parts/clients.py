@@ -192,8 +192,9 @@ async def _exchange(port: int, form: Form, body: dict[str, Any], answer: Answer)
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(data)}\r\n"
-        writer.write(f"{head}Connection: close\r\n\r\n".encode() + data)
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        writer.write(head.encode() + data)
         status, fields = _head(await reader.readuntil(b"\r\n\r\n"))
         answer.status = status
         if "content-length" in fields:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers.utils import logging
 
 from serve.wire import PolicyKind, Probes
 from train.publish.weights import write_full
@@ -49,6 +50,7 @@ class Versions:
 
     def __init__(self, folder: Path, kind: PolicyKind, count: int) -> None:
         """Write them all below `folder`."""
+        logging.disable_progress_bar()
         self.kind = kind
         self._folder = folder
         self.boot = build(shortened(recipe(ENV), 1), folder / "1")

@@ -8,7 +8,7 @@ Imported by vLLM alone. Knows no version and no policy.
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -61,6 +63,7 @@ class FolderWeights(WeightTransferEngine[Nothing, Folder]):  # type: ignore[misc
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         _let_prompts_be_scored_in_company()
+        _leave_the_base_to_itself()
 
     _swapped: Path | None = None
     _read: tuple[Path, Weights] | None = None
@@ -172,6 +175,38 @@ def _let_prompts_be_scored_in_company() -> None:
 
     add_lora_logits.is_palaestras = True  # type: ignore[attr-defined]
     PunicaWrapperCPU.add_lora_logits = add_lora_logits
+
+
+def _leave_the_base_to_itself() -> None:
+    """Let an engine with adapters answer by its base where no adapter is asked for.
+
+    A CPU's adapters are drawn from a table by the index of each token, and vLLM 0.32 takes the
+    base's, -1, for the last entry of that table (its pull request 48421): as soon as all places
+    for adapters are taken, the base answers with one of them. What these compute is linear in
+    `inputs`.
+    """
+    if getattr(lora_ops.bgmv_shrink, "is_palaestras", False):
+        return
+
+    def without_base(compute: Callable[..., None]) -> Callable[..., None]:
+        def for_adapters(
+            inputs: torch.Tensor,
+            weights: torch.Tensor,
+            output: torch.Tensor,
+            indices: torch.Tensor,
+            *rest: object,
+            **named: object,
+        ) -> None:
+            only_adapted = inputs.masked_fill((indices < 0).unsqueeze(-1), 0)
+            compute(only_adapted, weights, output, indices, *rest, **named)
+
+        for_adapters.is_palaestras = True  # type: ignore[attr-defined]
+        return for_adapters
+
+    for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice"):
+        repaired = without_base(getattr(lora_ops, name))
+        for module in (lora_ops, punica_cpu):
+            setattr(module, name, repaired)
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:

@@ -170,7 +170,7 @@ class Checkpoints(SavedCheckpoints):
         super().__init__(root)
         if keep < 1:
             raise ValueError(f"expected to keep at least 1 checkpoint, got {keep}")
-        self._keep = keep
+        self.keep = keep
         try:
             root.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -233,7 +233,7 @@ class Checkpoints(SavedCheckpoints):
 
     def _retain(self) -> None:
         """Remove all but the newest: hidden first, so that no half-removed one is ever visible."""
-        for step in self.list()[: -self._keep]:
+        for step in self.list()[: -self.keep]:
             gone = self._hidden(step, _GONE)
             try:
                 self.path(step).rename(gone)

@@ -50,8 +50,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         tracker: Tracker,
         run: RunDir,
         *,
+        resumed_version: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`resumed_version` is what the version of the checkpoint that it goes on from was."""
         self.last: StepMetrics | None = None
         self.trainer: Trainer
         """Set before `train`."""
@@ -63,10 +65,24 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self._began_s = self._stepped_s = clock()
         self._replayed = 0
         self._told: dict[str, Any] = {}
+        self._resumed_version = resumed_version
+        self._numbers: dict[int, int] = {}
 
     def took(self, step: int, groups: tuple[Group, ...]) -> None:
         """Take in what a step is made of, before it is trained on."""
-        self._told = {"step": step, **of_groups(groups, self.trainer.live_version)}
+        live = self.trainer.live_version
+        self._numbers.setdefault(live, len(self._numbers))
+        self._told = {"step": step, **of_groups(groups, live, self._number)}
+
+    def _number(self, version: int) -> int:
+        """Return the how-manieth version since this process began it is; earlier ones are below 0.
+
+        A run that goes on publishes its weights again, under a number that may be far from that
+        which they had.
+        """
+        if version in self._numbers:
+            return self._numbers[version]
+        return version - (version if self._resumed_version is None else self._resumed_version)
 
     def on_train_begin(
         self,
@@ -168,9 +184,9 @@ class Saver:
         with self._checkpoints.writing(step) as folder:
             trainer.write(folder)
             save_groups(folder / GROUPS, self._worker.schedule.waiting())
-            kept = {*self._checkpoints.list(), step}
+            kept = sorted({*self._checkpoints.list(), step})[-self._checkpoints.keep :]
             known = {**self._versions, step: version}
-            self._versions = {at: known[at] for at in sorted(kept) if at in known}
+            self._versions = {at: known[at] for at in kept if at in known}
             last = self._recorder.last
             TrainState(
                 step=step,
@@ -182,6 +198,7 @@ class Saver:
         self.saved_step = step
         if self._publisher is not None:
             self._publisher.kept = set(self._versions.values())
+            self._publisher.prune()
 
 
 def _row(metrics: StepMetrics) -> dict[str, float | int | None]:

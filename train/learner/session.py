@@ -28,7 +28,7 @@ from evalkit.play.tokens import TokenModel, TokenSampling
 from serve.client import AdminClient
 from serve.wire import PolicyKind, SwapMode
 from train.config import Channel as ChannelName
-from train.config import Mode, Precision, TrainConfig
+from train.config import LearnSection, Mode, Precision, TrainConfig
 from train.errors import BadModel
 from train.learner.checkpoints import Checkpoints, TrainState, load_groups
 from train.learner.grpo import GrpoTrainer
@@ -107,13 +107,13 @@ def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     resume_from = None if done is None else checkpoints.path(done)
     renderer = ChatRenderer.load(folder)
     worker = _worker(config, served, renderer, run.name, state, resume_from)
-    publisher = _publisher(config, served)
+    publisher = _publisher(config, run, served)
     if state is not None:
         publisher.kept = set(state.versions.values())
     tracker = open_tracker(
         config, run_dir=run.path, after_step=state.step if state else 0, stream=sys.stdout
     )
-    recorder = Recorder(tracker, run)
+    recorder = Recorder(tracker, run, resumed_version=state.published_version if state else None)
     saver = Saver(
         checkpoints,
         recorder,
@@ -203,13 +203,14 @@ def _worker(
     return RolloutWorker(schedule, connect)
 
 
-def _publisher(config: TrainConfig, served: Served) -> Publisher:
+def _publisher(config: TrainConfig, run: RunDir, served: Served) -> Publisher:
     return Publisher(
         AdminClient(served.url, served.key),
         served.name,
         swap=SwapMode(config.publish.swap),
         keep_versions=config.publish.keep_versions,
         wait_s=config.gateway.wait_s,
+        memory=run.versions_path / "sent.json",
     )
 
 
@@ -312,7 +313,7 @@ def shared_arguments(config: TrainConfig, output: Path) -> dict[str, Any]:
         "temperature": rollouts.temperature,
         "max_steps": learn_.steps,
         "learning_rate": learn_.learning_rate,
-        "lr_scheduler_type": learn_.schedule,
+        "lr_scheduler_type": _schedule(learn_),
         "warmup_steps": learn_.warmup_steps,
         "weight_decay": learn_.weight_decay,
         "adam_beta2": learn_.beta2,
@@ -328,6 +329,13 @@ def shared_arguments(config: TrainConfig, output: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
     }
+
+
+def _schedule(section: LearnSection) -> str:
+    """Return transformers' name: its `constant` knows no warm-up."""
+    if section.schedule == "constant" and section.warmup_steps:
+        return "constant_with_warmup"
+    return section.schedule
 
 
 def uses_bf16(precision: Precision) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -9,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from evalkit.record.rundir import write_whole
 from serve.client import AdminClient
 from serve.errors import AdminError
 from serve.wire import PolicyKind, Probes, SwapMode
-from train.errors import GatewayLost, PublishFailed
+from train.errors import GatewayLost, PublishFailed, SaveFailed
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MEMORY_FORMAT = "train-sent/1"
 
 _AWAY = frozenset({0, 502, 503, 504})
 """Statuses of a gateway that is not there, or not yet."""
@@ -41,9 +48,11 @@ class Publisher:
         swap: SwapMode,
         keep_versions: int,
         wait_s: float,
+        memory: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """`memory` is a file in which it finds what it has sent before it was started again."""
         self.kept: set[int] = set()
         """Versions that stay: those of checkpoints."""
         self._admin = admin
@@ -53,7 +62,8 @@ class Publisher:
         self._wait_s = wait_s
         self._clock = clock
         self._sleep = sleep
-        self._sent: list[int] = []
+        self._memory = memory
+        self._sent = _remembered(memory)
         self._parent: int | None = None
 
     def publish(
@@ -86,15 +96,13 @@ class Publisher:
             )
         )
         version = published.version
+        self._note(version)
         self._insist(lambda: self._wait_ready(version))
         seconds = self._clock() - started_s
         # A full version is what later ones are trained from; an adapter's base stays what it was.
         self._parent = version if kind is PolicyKind.FULL else self._parent
-        if version in self._sent:
-            self._sent.remove(version)
-        self._sent.append(version)
         shutil.rmtree(folder, ignore_errors=True)
-        self._prune()
+        self.prune()
         return Sent(version=version, seconds=seconds)
 
     def close(self) -> None:
@@ -107,13 +115,28 @@ class Publisher:
         except TimeoutError as error:
             raise PublishFailed(str(error)) from error
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
         """Let the gateway delete versions that are neither recent nor a checkpoint's."""
         old = self._sent[: -self._keep_versions]
         unneeded = [version for version in old if version not in self.kept]
         if unneeded:
             pruned = self._insist(lambda: self._admin.prune(self._name, unneeded))
             self._sent = [version for version in self._sent if version not in pruned.versions]
+            self._remember()
+
+    def _note(self, version: int) -> None:
+        """Take a version as the newest that was sent."""
+        self._sent = [*(sent for sent in self._sent if sent != version), version]
+        self._remember()
+
+    def _remember(self) -> None:
+        if self._memory is None:
+            return
+        told = json.dumps({"format": MEMORY_FORMAT, "versions": self._sent})
+        try:
+            write_whole(self._memory, f"{told}\n".encode())
+        except OSError as error:
+            raise SaveFailed(f"cannot write {self._memory}: {error}") from error
 
     def _insist(self, ask: Callable[[], T]) -> T:
         """Ask until the gateway answers; it may be starting again."""
@@ -127,3 +150,17 @@ class Publisher:
                 if self._clock() > deadline_s:
                     raise GatewayLost(f"no gateway for {self._wait_s:.0f} s: {error}") from error
             self._sleep(_PAUSE_S)
+
+
+def _remembered(memory: Path | None) -> list[int]:
+    """Return what an earlier process has sent; a file that is damaged costs only disk space."""
+    if memory is None or not memory.exists():
+        return []
+    try:
+        told = json.loads(memory.read_bytes())
+        if told["format"] != MEMORY_FORMAT:
+            raise ValueError(f"expected format {MEMORY_FORMAT}")
+        return [int(version) for version in told["versions"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is left out, so old versions may stay: %r", memory, error)
+        return []

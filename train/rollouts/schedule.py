@@ -34,6 +34,7 @@ class Schedule:
         self._published = done_steps
         self._next = done_steps * groups_per_step
         self._finished = {group.index: group for group in groups if group.index >= self._next}
+        self._restored = frozenset(self._finished)
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self.on_admission: Callable[[], None] = lambda: None
@@ -42,7 +43,7 @@ class Schedule:
     def admit(self) -> int | None:
         """Return the next group to play, or None while none may start."""
         with self._changed:
-            while self._next in self._finished:
+            while self._next in self._restored:  # whether it was taken in the meantime or not
                 self._next += 1
             step = self._next // self._per_step  # steps that come before its own
             if self._next >= self._last or step - self._published > self._ahead:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -93,17 +93,24 @@ class StepMetrics:
 COLUMNS = tuple(column.name for column in fields(StepMetrics))
 
 
-def of_groups(groups: Sequence[Group], version: int) -> dict[str, Any]:
+def of_groups(
+    groups: Sequence[Group], version: int, order: Callable[[int], int] = lambda version: version
+) -> dict[str, Any]:
     """Return the columns that the groups of a step tell by themselves.
 
-    `version` is the one whose weights are trained on; staleness is counted from it.
+    `version` is the one whose weights are trained on; staleness is counted from it. `order` says
+    the how-manieth of the run a version is, where the numbers themselves have gaps.
     """
     episodes = [episode for group in groups for episode in group.episodes]
     rows = [row for episode in episodes for row in episode.rows]
     won = [sum(episode.success for episode in group.episodes) for group in groups]
     interval = wilson_clustered(won, [len(group.episodes) for group in groups])
     sampled = [row.versions[row.trained == 1] for row in rows]
-    behind = version - np.concatenate([np.empty(0, np.int32), *sampled])
+    versions, which = np.unique(
+        np.concatenate([np.empty(0, np.int32), *sampled]), return_inverse=True
+    )
+    ages = [order(version) - order(int(each)) for each in versions]
+    behind = np.array(ages, np.int32)[which]
     return {
         "episodes": len(episodes),
         "groups": len(groups),

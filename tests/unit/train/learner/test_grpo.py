@@ -72,7 +72,7 @@ def sampled_by(model: Any, groups: Sequence[Group], temperature: float = 1.0) ->
 
 
 def good_and_bad(version: int = 10) -> list[Group]:
-    """After w0 w1 it is good to say GOOD; the second group has rows of several parts."""
+    """Two groups in which it is good to say GOOD; the second has rows of several parts."""
     return [
         make_group(
             0,
@@ -210,17 +210,26 @@ def likelihoods(weights: dict[str, torch.Tensor], checkpoint: Path) -> tuple[flo
     return good, bad
 
 
-@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "cispo"])
+@pytest.mark.parametrize(
+    ("loss", "peft"), [("grpo", None), ("dr_grpo", None), ("cispo", None), ("dapo", LORA)]
+)
 def test_what_went_well_gets_likelier(
-    run: Make, checkpoint: Path, peft: LoraConfig | None, loss: str
+    run: Make, checkpoint: Path, loss: str, peft: LoraConfig | None
 ) -> None:
     cap = {"learn__epsilon_high": 5.0} if loss == "cispo" else {}
-    done = run(peft=peft, learn__loss=loss, learn__steps=2, **cap).train()
-    (_, before), *_, (_, after) = done.published.sent
+    groups = [
+        make_group(
+            index,
+            make_episode(1.0, make_row([2, 3], ([GOOD], 10))),
+            make_episode(0.0, make_row([2, 3], ([BAD], 10))),
+        )
+        for index in range(2)
+    ]
+    done = run(groups, peft=peft, learn__loss=loss, learn__learning_rate=3e-3, **cap).train()
+    (_, before), (_, after) = done.published.sent
     if peft is not None:  # the adapter is folded in by whoever publishes
-        with torch.no_grad():
-            done.trainer.model.merge_adapter()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        done.trainer.model.merge_adapter()
         after = dict(done.trainer.full_tensors())
     good, bad = likelihoods(before, checkpoint)
     good_now, bad_now = likelihoods(after, checkpoint)
@@ -246,7 +255,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
     (batch,) = made.trainer.steps
     found, entropy = made.trainer._forward(made.trainer.model, batch)
     expected = batch["old_log_probs"][batch["token_index"] >= 0]
-    assert len(found) == 13
+    assert len(found) == 10
     assert (found - expected).abs().max() < 1e-5
     assert bool((entropy > 0).all())
 
@@ -254,7 +263,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
 def test_the_gap_is_nothing_where_the_live_weights_sampled(run: Make) -> None:
     done = run().train()  # version 10 is what is live in the first step
     diagnostics, gaps = done.trainer.take_diagnostics()
-    assert len(gaps) == diagnostics.tokens == 13
+    assert len(gaps) == diagnostics.tokens == 10
     assert float(gaps.max()) < 1e-5
     assert diagnostics.ratio_mean == pytest.approx(1, abs=1e-5)
     assert diagnostics.kl == pytest.approx(0, abs=1e-5)
@@ -266,7 +275,7 @@ def test_the_gap_is_that_of_the_live_version_alone(run: Make) -> None:
     first, second = good_and_bad(version=10)
     older = good_and_bad(version=9)[1]
     assert len(run([first, older]).train().trainer.take_diagnostics()[1]) == 4
-    assert len(run([first, second]).train().trainer.take_diagnostics()[1]) == 13
+    assert len(run([first, second]).train().trainer.take_diagnostics()[1]) == 10
 
 
 def test_weights_that_are_not_live_have_no_gap(run: Make) -> None:
@@ -276,8 +285,8 @@ def test_weights_that_are_not_live_have_no_gap(run: Make) -> None:
     made.trainer.steps._on_step = lambda *_: told.append(made.trainer.take_diagnostics())
     made.train()
     told.append(made.trainer.take_diagnostics())
-    assert [diagnostics.tokens for diagnostics, _ in told] == [0, 13, 13]
-    assert [len(gaps) for _, gaps in told] == [0, 13, 0]
+    assert [diagnostics.tokens for diagnostics, _ in told] == [0, 10, 10]
+    assert [len(gaps) for _, gaps in told] == [0, 10, 0]
     assert told[2][0].ratio_mean != pytest.approx(1, abs=1e-4)
 
 
