@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ RECIPES = ("key_door", "tic_tac_toe", "key_door_memory")
 CONFIGS = Path("train/configs")
 EPISODES = 200
 LEAST_POINTS = 20.0
+CORES = sorted(os.sched_getaffinity(0))
 
 
 def main() -> int:
@@ -49,6 +51,7 @@ def main() -> int:
             *("train", "grpo", "--config", str(config_path), "--url", url),
             *("--out", str(work / "runs")),
             *words,
+            cores=CORES[1:] or CORES,
         )
         runs.append(_evaluate(url, name, config, work / "after-run"))
         _do("serve", "policies", "list", "--state", str(work / "state"))
@@ -83,7 +86,9 @@ def served(checkpoint: Path, name: str, state: Path) -> Iterator[str]:
     words = ("serve", "up", "--port", "0", "--model", str(checkpoint), "--name", name)
     _say("a gateway and an engine: python -m", *words)
     command = [sys.executable, "-m", *words, "--state", str(state)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    # Engine and trainer on cores of their own: threads that share one wait for each other.
+    env = {"VLLM_CPU_OMP_THREADS_BIND": str(CORES[0])} | os.environ
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
         try:
             yield _base_url(server)
         finally:
@@ -137,9 +142,12 @@ def _keep(folder: Path, before: Path, run: Path) -> None:
     shutil.copyfile(run / "metrics.csv", folder / "metrics.csv")
 
 
-def _do(*words: str) -> None:
+def _do(*words: str, cores: Sequence[int] = ()) -> None:
+    """Run one of our commands to its end, on some cores only; leave with its exit code."""
     _say("python -m", *words)
+    os.sched_setaffinity(0, cores or CORES)  # children inherit it
     done = subprocess.run([sys.executable, "-m", *words], check=False)
+    os.sched_setaffinity(0, CORES)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -7,7 +7,8 @@ clients ask all the time, in four ways, and one version after the other is publi
 probes and `keep`, the next one as soon as the last one is live.
 
 full    All the weights change.
-lora    Adapters over one base; meanwhile evaluations run on the base and on the first adapter.
+lora    Adapters over one base; meanwhile evaluations run on the base and on the first adapter, and
+        two more clients ask the base.
 
 Then torch, which knows the weights of every version, computes each token's logprob by the version
 that its label says. Prints a table; exits with 1 if anything failed, was lost or had a wrong label.
@@ -47,6 +48,7 @@ PARTS = ("full", "lora")
 EARLY = "early"
 """The alias of the first adapter, which keeps it loaded."""
 _MAX_LORAS = 4
+_BASE_CLIENTS = 2
 _PROMPTS = 12
 _QUIET_ANSWERS = 4
 """For each client, before anything is published."""
@@ -76,8 +78,27 @@ class Result:
     @property
     def quiet_gaps_s(self) -> list[float]:
         """The gaps between two chunks before anything was published."""
-        first_s = self.swaps[0].started_s
-        return [gap for each in self.answers if each.ended_s < first_s for gap in each.gaps_s]
+        return [gap for each in self._quiet for gap in each.gaps_s]
+
+    @property
+    def quiet_pauses_s(self) -> list[float]:
+        """The longest gap of each stream before anything was published."""
+        return [max(each.gaps_s) for each in self._quiet if each.gaps_s]
+
+    @property
+    def quiet_firsts_s(self) -> list[float]:
+        """What each stream waited for its first chunk before anything was published."""
+        return [each.came_s[0] - each.started_s for each in self._quiet if each.came_s]
+
+    @property
+    def firsts_s(self) -> list[float]:
+        """Likewise from then on."""
+        later = [each for each in self.answers if each.ended_s >= self.swaps[0].started_s]
+        return [each.came_s[0] - each.started_s for each in later if each.came_s]
+
+    @property
+    def _quiet(self) -> list[Answer]:
+        return [each for each in self.answers if each.ended_s < self.swaps[0].started_s]
 
     @property
     def pauses_s(self) -> list[float]:
@@ -94,46 +115,51 @@ class Result:
 async def measure(part: str, swaps: int, clients: int, folder: Path, quiet_s: float) -> Result:
     """Publish so many versions under the load of so many clients, and judge what they got."""
     # Torch and transformers: not for --help.
-    from bench.swap_parts.versions import ENV, ENV_ARGS, TOLERANCE, Versions  # noqa: PLC0415
+    from bench.swap_parts.versions import TOLERANCE, Versions  # noqa: PLC0415
 
     kind = PolicyKind.LORA if part == "lora" else PolicyKind.FULL
     versions = Versions(folder / "versions", kind, swaps + 1)
     probes = {version: versions.probes(version) for version in range(2, swaps + 2)}
     engine: dict[str, object] = {"max_model_len": 512}
-    pinned, rules = [], {}
+    pinned: list[Pinned] = []
+    rules: dict[str, object] = {}
     if kind is PolicyKind.LORA:
         engine |= {"lora": True, "max_loras": _MAX_LORAS}
         rules = {"aliases": {EARLY: f"{NAME}@2"}}
         pinned = [Pinned(version=1, model=f"{NAME}@1"), Pinned(version=2, model=EARLY)]
     made: list[Swap] = []
-    started_s: list[float] = []
     with gateway(versions.boot, folder, engine, **rules) as port:
-        load = Clients(port, NAME, versions.prompts(_PROMPTS), clients)
-        async with load.asking(), asyncio.TaskGroup() as group:
-            await asyncio.sleep(quiet_s)
-            while len(load.answers) < _QUIET_ANSWERS * clients:  # noqa: ASYNC110
-                await asyncio.sleep(_POLL_S)
-            for version in range(2, swaps + 2):
-                started_s.append(asyncio.get_running_loop().time())
+        prompts = versions.prompts(_PROMPTS)
+        load = Clients(port, NAME, prompts, clients)
+        fixed = Clients(port, f"{NAME}@1", prompts, _BASE_CLIENTS if pinned else 0)
+        async with load.asking(), fixed.asking(), asyncio.TaskGroup() as group:
+            await _quiet(load, quiet_s, clients)
+            for version, proof in probes.items():
                 at = versions.folder(version)
-                made.append(
-                    await asyncio.to_thread(publish, port, at, version, probes[version], kind)
-                )
+                made.append(await asyncio.to_thread(publish, port, at, version, proof, kind))
                 for each in pinned if version == 2 else ():
                     out = folder / f"evaluation-{each.version}"
-                    is_over = lambda: len(made) == swaps  # noqa: E731
-                    group.create_task(evaluating(port, each, out, ENV, ENV_ARGS, is_over))
+                    group.create_task(evaluating(port, each, out, lambda: len(made) == swaps))
                 _progress(part, version, swaps, load)
             await asyncio.sleep(_AFTER_S)
-    print(f"{part}: judging {len(load.answers)} answers", file=sys.stderr, flush=True)
+    answers = [*load.answers, *fixed.answers]
+    print(f"{part}: judging {len(answers)} answers", file=sys.stderr, flush=True)
+    started_s = [swap.started_s for swap in made]
     judge = Judge(
         versions.score,
         lambda at_s: 1 + bisect(started_s, at_s),
         TOLERANCE,
         by_spans=kind is PolicyKind.FULL,
     )
-    verdict = judge.judge(load.answers)
-    return Result(part=part, swaps=made, answers=load.answers, verdict=verdict, pinned=pinned)
+    verdict = judge.judge(answers)
+    return Result(part=part, swaps=made, answers=answers, verdict=verdict, pinned=pinned)
+
+
+async def _quiet(load: Clients, quiet_s: float, clients: int) -> None:
+    """Let the load run for a while, and until there are answers to compare with."""
+    await asyncio.sleep(quiet_s)
+    while len(load.answers) < _QUIET_ANSWERS * clients:  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)
 
 
 def _progress(part: str, version: int, swaps: int, load: Clients) -> None:
@@ -170,9 +196,12 @@ def _cells(result: Result) -> dict[str, str]:
         "begun by one version, finished by another": f"{verdict.crossing:,}",
         "largest difference to torch, nats": f"{verdict.worst:.1e}",
         "right by the version before as well": str(verdict.blind),
-        "ms between chunks before: median, p95, max": _spread(quiet_s, 1000, 0),
+        "ms between two chunks, before the first: median, p95, max": _spread(quiet_s, 1000, 0),
+        "longest gap of a stream, ms, before the first": _spread(result.quiet_pauses_s, 1000, 0),
         "streams across a swap": f"{len(pauses_s):,}",
-        "their longest gap, ms: median, p95, max": _spread(pauses_s, 1000, 0),
+        "longest gap of a stream, ms, across a swap": _spread(pauses_s, 1000, 0),
+        "ms to the first chunk, before the first": _spread(result.quiet_firsts_s, 1000, 0),
+        "ms to the first chunk, from then on": _spread(result.firsts_s, 1000, 0),
         **{f"evaluation pinned to version {n}": "" for n in (1, 2)},
         **{f"evaluation pinned to version {each.version}": _pinned(each) for each in result.pinned},
     }

@@ -77,6 +77,27 @@ def vllm_gateway(
     yield from _behind_a_gateway(vllm_engine, tmp_path_factory.mktemp("vllm-gateway"))
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The shipped policy that plays key_door now and then."""
+    return Path(__file__).parent.parent / "train/tiny/shipped/key_door_before"
+
+
+@pytest.fixture(scope="session")
+def tiny_gateway(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LaunchedEngine]:
+    """A gateway with an engine of its own that serves the tiny policy, whose weights may change."""
+    folder, port = tmp_path_factory.mktemp("tiny"), free_port("127.0.0.1")
+    argv = [sys.executable, "-m", "serve", "up", "--model", str(tiny_checkpoint), "--name", "tiny"]
+    argv += ["--port", str(port), "--state", str(folder)]
+    gateway = LaunchedEngine(
+        Command(argv=tuple(argv)), model="tiny", port=port, log=folder / "gateway.log"
+    )
+    with asyncio.Runner() as runner:
+        yield from _running(runner, gateway)
+
+
 def _behind_a_gateway(engine: LaunchedEngine, folder: Path) -> Iterator[LaunchedEngine]:
     port = free_port("127.0.0.1")
     argv = [sys.executable, "-m", "serve", "up", "--upstream", engine.root_url]

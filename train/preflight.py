@@ -132,6 +132,12 @@ def _check_reward(config: TrainConfig) -> None:
 
 def _check_lengths(config: TrainConfig, found: checkpoint_folder.CheckpointFolder) -> None:
     """Compare what is asked for with what the model has room for."""
+    longest, row = config.rollouts.max_tokens, config.learn.max_row_tokens
+    if longest >= row:
+        raise BadConfig(
+            f"rollouts.max_tokens ({longest}) leaves no room for a prompt in rows of "
+            f"learn.max_row_tokens ({row})"
+        )
     asked = config.gateway.max_model_len if config.gateway.url is None else None
     if found.context is None:
         return
@@ -141,8 +147,8 @@ def _check_lengths(config: TrainConfig, found: checkpoint_folder.CheckpointFolde
             f"{found.context} tokens"
         )
     room = asked or found.context
-    if config.rollouts.max_tokens >= room:
+    if longest >= room:
         raise BadModel(
-            f"rollouts.max_tokens ({config.rollouts.max_tokens}) leaves no room for a prompt: "
+            f"rollouts.max_tokens ({longest}) leaves no room for a prompt: "
             f"{found.path} takes {room} tokens in all"
         )

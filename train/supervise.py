@@ -222,7 +222,7 @@ class _Watch:
             raise RunFailed(f"something stopped the learner at step {status.step} of {steps}")
         if code == 2:
             raise UsageError(self._reason("the learner refuses; it has said why"))
-        if code == 1 and not self._vanished():
+        if status.state is State.FAILED or (code == 1 and not self._vanished()):
             raise RunFailed(self._reason("the learner cannot go on; it has said why"))
         how = children.describe(code)
         if self.restarts >= self.config.restarts:

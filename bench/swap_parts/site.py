@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 
 import yaml
 
@@ -19,6 +20,8 @@ from serve.client import AdminClient
 from serve.wire import PolicyKind, Probes, SwapMode
 
 NAME = "tiny"
+ENV = "key_door"
+_ENV_ARGS = MappingProxyType({"size": 3, "max_turns": 6})
 _READY_S = 60.0
 _STOP_S = 60.0
 
@@ -115,14 +118,12 @@ def publish(
         return Swap(version=version, started_s=started_s, durable_s=durable_s, live_s=monotonic())
 
 
-def evaluate(
-    port: int, pinned: Pinned, out: Path, env: str, env_args: Mapping[str, object]
-) -> None:
+def evaluate(port: int, pinned: Pinned, out: Path) -> None:
     """Play one round of a pinned evaluation, without a second try for any request."""
     run = evalkit.evaluate(
         f"http://127.0.0.1:{port}/v1#{pinned.model}",
-        env,
-        env_args=dict(env_args),
+        ENV,
+        env_args=dict(_ENV_ARGS),
         strategy="FULL_HISTORY",
         seeds="0:4",
         max_tokens=12,
@@ -140,14 +141,7 @@ def evaluate(
     pinned.texts.append(tuple(turn["action"] + turn["prompt_digest"] for turn in turns))
 
 
-async def evaluating(
-    port: int,
-    pinned: Pinned,
-    out: Path,
-    env: str,
-    env_args: Mapping[str, object],
-    is_over: Callable[[], bool],
-) -> None:
+async def evaluating(port: int, pinned: Pinned, out: Path, is_over: Callable[[], bool]) -> None:
     """Play rounds until all versions were published, at least one."""
     while not (pinned.rounds and is_over()):
-        await asyncio.to_thread(evaluate, port, pinned, out, env, env_args)
+        await asyncio.to_thread(evaluate, port, pinned, out)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
+from bench.swap_parts.site import ENV
 from serve.wire import PolicyKind, Probes
 from train.publish.weights import write_full
 from train.tiny.build import build, shortened
@@ -25,7 +26,6 @@ from train.tiny.recipes import recipe
 
 TOLERANCE = 1e-3
 """Nats by which a logprob may differ from torch's."""
-ENV, ENV_ARGS = "key_door", {"size": 3, "max_turns": 6}
 _SPREAD = 0.02
 """The standard deviation of what a full version adds to each weight of the first."""
 _RANK, _ALPHA, _LORA_SPREAD = 8, 16, 0.2

@@ -24,6 +24,7 @@ from tests.e2e.training import (
     published,
     rows_in,
     steps_in,
+    steps_of,
     until,
 )
 from train.learner.checkpoints import SavedCheckpoints, TrainState, load_groups
@@ -72,7 +73,7 @@ def test_a_learner_that_is_killed_goes_on(world: World, unbroken: World) -> None
     ended = run.end()
     assert ended.code == 0, ended.said
     assert ended.said.count("the learner died (killed by SIGKILL)") == 3
-    check_whole(world)
+    check_whole(world, orphans=3)
     check_equal(world, unbroken)
 
 
@@ -88,7 +89,7 @@ def test_a_run_whose_parent_is_killed_goes_on_with_resume(world: World) -> None:
         until_gone(world, left)
     ended = run.end()
     assert ended.code == 0, ended.said
-    check_whole(world)
+    check_whole(world, orphans=3)
 
 
 @pytest.mark.parametrize("victim", ["engine", "gateway"])
@@ -134,12 +135,6 @@ def after(world: World, holds: Callable[[], bool], pause_s: float) -> None:
     time.sleep(pause_s)
 
 
-def steps_of(world: World) -> list[int]:
-    if not any((world.path / "runs").glob("*/status.json")):
-        return []
-    return steps_in(world.run.metrics_path)
-
-
 def is_writing(world: World, step: int) -> bool:
     """Whether the checkpoint of a step is being written, or there."""
     path = world.run.checkpoint_path(step)
@@ -156,8 +151,11 @@ def until_gone(world: World, pids: list[int]) -> None:
     until(lambda: not set(pids) & set(world.processes()))
 
 
-def check_whole(world: World) -> None:
-    """Look at all that a run leaves."""
+def check_whole(world: World, *, orphans: int = 0) -> None:
+    """Look at all that a run leaves.
+
+    A learner that is killed between a version's publishing and its noting may leave an orphan.
+    """
     world.until_nothing_is_left()
     run = world.run
     status = run.status()
@@ -165,7 +163,7 @@ def check_whole(world: World) -> None:
     assert steps_in(run.metrics_path) == list(range(1, STEPS + 1))
     assert [path.name for path in run.versions_path.iterdir()] == ["sent.json"]
     check_checkpoints(world)
-    check_published(world)
+    check_published(world, orphans)
 
 
 def check_checkpoints(world: World) -> None:
@@ -186,7 +184,7 @@ def check_checkpoints(world: World) -> None:
         assert [g.env_seed for g in waiting] == [group_seed(seed, g.index) for g in waiting]
 
 
-def check_published(world: World) -> None:
+def check_published(world: World, orphans: int) -> None:
     """The last step's weights are live, and older versions were let go of."""
     run = world.run
     versions = published(run)
@@ -204,7 +202,8 @@ def check_published(world: World) -> None:
     kept = {checkpoints.load_state(step).published_version for step in checkpoints.list()}
     there = {info.version for info in versions if info.path is not None}
     assert kept < there
-    assert there - kept - {1} <= {info.version for info in versions[-KEEP_VERSIONS:]}
+    newest = {info.version for info in versions[-KEEP_VERSIONS:]}
+    assert len(there - kept - newest - {1}) <= orphans
 
 
 def check_equal(world: World, other: World) -> None:

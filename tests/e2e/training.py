@@ -26,7 +26,7 @@ from train.run import RunDir
 ROOT = Path(__file__).resolve().parents[2]
 ACTIONS = ("left", "right", "up", "down")
 NAME = "policy"
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 _MARK = "TRAINING_TEST"
 _ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 _CHATML = (
@@ -241,6 +241,23 @@ class World:
             started.process.kill()
             started.process.wait()
 
+    @contextlib.contextmanager
+    def gateway(self, port: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A gateway beside the run, with an engine, that keeps its state from one to the next."""
+        command = [sys.executable, "-m", "serve", "up", "--model", str(self.policy)]
+        command += ["--name", NAME, "--port", str(port), "--state", str(self.path / "state")]
+        log = self.path / f"gateway-{port}.txt"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=self.env, stdout=output, stderr=output
+            )
+        try:
+            until(lambda: b"\nready" in log.read_bytes(), found=log.read_text)
+            yield process
+        finally:
+            process.terminate()
+            process.wait(20)
+
     @property
     def run(self) -> RunDir:
         """The one run that was made here."""
@@ -268,6 +285,13 @@ class Ended:
 
     code: int
     said: str
+
+    @property
+    def error(self) -> str:
+        """The line that says what is wrong, which is the only one."""
+        assert "Traceback" not in self.said, self.said
+        (line,) = self.errors
+        return line
 
     @property
     def errors(self) -> list[str]:
@@ -309,6 +333,13 @@ def cleared(world: World) -> Iterator[World]:
         for pid in world.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def steps_of(world: World) -> list[int]:
+    """Return the steps of the run that is made here; none before there is one."""
+    if not any((world.path / "runs").glob("*/status.json")):
+        return []
+    return steps_in(world.run.metrics_path)
 
 
 def steps_in(path: Path) -> list[int]:

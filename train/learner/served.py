@@ -58,4 +58,9 @@ def find_policy(config: TrainConfig, url: str) -> Served:
         name, length = choose_model(spec, models)
     except EvalkitError as error:
         raise BadModel(str(error)) from error
+    if length and config.rollouts.max_tokens >= length:
+        raise BadModel(
+            f"rollouts.max_tokens ({config.rollouts.max_tokens}) leaves no room for a prompt: "
+            f"{target} serves {name} with {length} tokens in all"
+        )
     return Served(url=target, key=key, name=name, max_model_len=length or _UNKNOWN_LENGTH)

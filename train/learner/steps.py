@@ -106,8 +106,8 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         filler = next((sample | {"advantage": 0.0} for each in samples for sample in each), None)
         if filler is None:
             raise RolloutFailed(
-                f"step {step} has nothing to train on: none of its episodes could be scored, or all "
-                "rows are longer than learn.max_row_tokens"
+                f"step {step} has nothing to train on: none of its episodes could be scored, or "
+                "all rows are longer than learn.max_row_tokens"
             )
         taught = [sample for each in samples for sample in each if not sample["flat"]]
         rows, tokens = len(taught), sum(int(each["completion_mask"].sum()) for each in taught)

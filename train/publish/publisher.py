@@ -63,7 +63,9 @@ class Publisher:
         self._clock = clock
         self._sleep = sleep
         self._memory = memory
-        self._sent = _remembered(memory)
+        self._sent: dict[int, str] = {}
+        """Digests of versions that may still be there, in the order in which they were sent."""
+        self._remembered = _read(memory)
         self._parent: int | None = None
 
     def publish(
@@ -84,6 +86,7 @@ class Publisher:
 
         """
         started_s = self._clock()
+        self._recall()
         published = self._insist(
             lambda: self._admin.publish(
                 self._name,
@@ -96,7 +99,10 @@ class Publisher:
             )
         )
         version = published.version
-        self._note(version)
+        self._sent.pop(version, None)
+        if published.metrics.get("step") == float(step):  # else it was there before: not ours
+            self._sent[version] = published.digest
+        self._remember()
         self._insist(lambda: self._wait_ready(version))
         seconds = self._clock() - started_s
         # A full version is what later ones are trained from; an adapter's base stays what it was.
@@ -117,22 +123,35 @@ class Publisher:
 
     def prune(self) -> None:
         """Let the gateway delete versions that are neither recent nor a checkpoint's."""
-        old = self._sent[: -self._keep_versions]
+        old = list(self._sent)[: -self._keep_versions]
         unneeded = [version for version in old if version not in self.kept]
         if unneeded:
             pruned = self._insist(lambda: self._admin.prune(self._name, unneeded))
-            self._sent = [version for version in self._sent if version not in pruned.versions]
+            for version in pruned.versions:
+                self._sent.pop(version, None)
             self._remember()
 
-    def _note(self, version: int) -> None:
-        """Take a version as the newest that was sent."""
-        self._sent = [*(sent for sent in self._sent if sent != version), version]
-        self._remember()
+    def _recall(self) -> None:
+        """Take up what was sent before, as far as it is this gateway that has it."""
+        remembered, self._remembered = self._remembered, {}
+        if remembered:
+            policies = self._insist(self._admin.policies)
+            there = {
+                each.version: each.digest
+                for policy in policies
+                if policy.name == self._name
+                for each in policy.versions
+            }
+            self._sent = {
+                version: digest
+                for version, digest in remembered.items()
+                if there.get(version) == digest
+            }
 
     def _remember(self) -> None:
         if self._memory is None:
             return
-        told = json.dumps({"format": MEMORY_FORMAT, "versions": self._sent})
+        told = json.dumps({"format": MEMORY_FORMAT, "versions": list(self._sent.items())})
         try:
             write_whole(self._memory, f"{told}\n".encode())
         except OSError as error:
@@ -152,15 +171,15 @@ class Publisher:
             self._sleep(_PAUSE_S)
 
 
-def _remembered(memory: Path | None) -> list[int]:
+def _read(memory: Path | None) -> dict[int, str]:
     """Return what an earlier process has sent; a file that is damaged costs only disk space."""
     if memory is None or not memory.exists():
-        return []
+        return {}
     try:
         told = json.loads(memory.read_bytes())
         if told["format"] != MEMORY_FORMAT:
             raise ValueError(f"expected format {MEMORY_FORMAT}")
-        return [int(version) for version in told["versions"]]
+        return {int(version): str(digest) for version, digest in told["versions"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is left out, so old versions may stay: %r", memory, error)
-        return []
+        return {}

@@ -22,7 +22,9 @@ class Recipe:
     strategy: str = "FULL_HISTORY"
     """The history strategy that it is trained and played with."""
     noise: float
-    """The share of its teacher's actions that are random instead of the oracle's."""
+    """The share of its teacher's actions that are random instead of the oracle's: slips."""
+    taught: float = 0.0
+    """The share of slips that are taught too, so that the pupil makes them as well."""
     notes: tuple[str, ...] = ()
     """The lines of the env's perfect notes that the teacher writes down, by their beginnings."""
     forgetful: float = 0.0
@@ -37,7 +39,7 @@ class Recipe:
     """The most tokens, the 256 bytes and the special ones included."""
 
     def __post_init__(self) -> None:
-        for name in ("noise", "forgetful"):
+        for name in ("noise", "taught", "forgetful"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadConfig(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         if min(self.steps, self.batch) < 1:
@@ -76,7 +78,13 @@ class Recipe:
 RECIPES = MappingProxyType(
     {
         "key_door": Recipe(
-            env="key_door", args={"size": 3, "max_turns": 16}, noise=0.3, batch=8, steps=110
+            env="key_door",
+            args={"size": 3, "max_turns": 16},
+            strategy="NO_HISTORY",
+            noise=0.4,
+            taught=1.0,
+            batch=32,
+            steps=150,
         ),
         "tic_tac_toe": Recipe(
             env="tic_tac_toe", strategy="NO_HISTORY", noise=0.5, batch=48, steps=110

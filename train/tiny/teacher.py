@@ -25,8 +25,8 @@ class Lesson:
 
     messages: Messages
     reply: str
-    meant: bool
-    """Whether the action is the oracle's: a slip is played, and not taught."""
+    taught: bool
+    """Whether the pupil learns it: what the oracle would do, and some slips."""
 
 
 def episodes(recipe: Recipe, seed: int) -> Iterator[tuple[Lesson, ...]]:
@@ -50,7 +50,8 @@ def play(recipe: Recipe, env_seed: int, rng: random.Random) -> tuple[Lesson, ...
         if recipe.keeps_notes:
             pad = _notes(env, recipe, pad, rng)
             reply = f"<scratchpad>{pad}</scratchpad>{reply}"
-        lessons.append(Lesson(messages=history.messages(observation), reply=reply, meant=meant))
+        taught = meant or rng.random() < recipe.taught
+        lessons.append(Lesson(messages=history.messages(observation), reply=reply, taught=taught))
         history = history.update(observation, reply, action)
         observation, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated

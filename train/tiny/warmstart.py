@@ -41,7 +41,7 @@ def samples(recipe: Recipe, renderer: Renderer, seed: int) -> Iterator[Sample]:
         if grows:
             yield _row(renderer, lessons)
         else:
-            yield from (_row(renderer, (lesson,)) for lesson in lessons if lesson.meant)
+            yield from (_row(renderer, (lesson,)) for lesson in lessons if lesson.taught)
 
 
 def batches(rows: Iterator[Sample], size: int, rng: random.Random) -> Iterator[list[Sample]]:
@@ -62,7 +62,7 @@ def _row(renderer: Renderer, lessons: tuple[Lesson, ...]) -> Sample:
     for lesson in lessons:
         begin = len(renderer.prompt(lesson.messages))
         end = begin + len(renderer.reply(lesson.reply))
-        if lesson.meant:
+        if lesson.taught:
             targets[begin:end] = ids[begin:end]
     cut = len(prefix)
     return Sample(prefix=tuple(prefix), ids=ids[cut:], targets=targets[cut:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ with warnings.catch_warnings():
     # TRL says of each vLLM that it has not seen that it has not seen it.
     warnings.simplefilter("ignore")
     from train.learner import served, session, sync_mode
-    from train.learner.losses import LossSettings, token_loss
+    from train.learner.losses import token_loss
     from train.publish import probe
 
 KEY = "PALAESTRA_TEST_KEY"
@@ -191,7 +190,7 @@ class Seen:
             rows_in_step=2,
             tokens_in_step=5,
         )
-        return round(told.loss.item(), 5)
+        return float(round(told.loss.item(), 5))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +209,7 @@ class Different:
 
 
 DIFFERENT = Different()
-LORA = {"model.lora": {}}
-CAPPED = {"learn.importance": "token_truncate"}
+LORA: dict[str, Any] = {"model.lora": {}}
 
 
 def case(value: Any, see: Callable[[Seen], Any], sees: Any = DIFFERENT, **beside: Any) -> Case:
@@ -225,14 +223,10 @@ def lora(value: Any, see: Callable[[Any], Any], sees: Any) -> Case:
 
 def wandb_case(value: Any, name: str, **beside: Any) -> Case:
     def see(seen: Seen) -> Any:
-        assert seen.learner
+        assert seen.learner.worker.rollout_buffer.empty()
         return seen.wandb.began[-1][name] if seen.wandb.began else None
 
     return case(value, see, value, **beside)
-
-
-def threads_of(seen: Seen) -> Any:
-    return seen.placed()
 
 
 CASES: dict[str, Case] = {
@@ -257,7 +251,7 @@ CASES: dict[str, Case] = {
         lambda s: (s.limits.wait_s, s.opened()[1], s.channel._publisher._wait_s),
         (8.0, 8.0, 8.0),
     ),
-    "rollouts.strategy": case("NO_HISTORY", lambda s: s.plan.strategy.label, "NO_HISTORY"),
+    "rollouts.strategy": case("NO_HISTORY", lambda s: repr(s.plan.strategy), "NoHistory()"),
     "rollouts.group_size": case(5, lambda s: (s.plan.group_size, s.args.num_generations), (5, 5)),
     "rollouts.groups_per_step": case(3, lambda s: len(admitted(s)), 6),
     "rollouts.temperature": case(
@@ -271,7 +265,7 @@ CASES: dict[str, Case] = {
     "rollouts.attempts": case(5, lambda s: s.plan.attempts, 5),
     "reward.name": case("shaped", lambda s: type(s.player._reward).__name__, "Shaped"),
     "reward.args": case(
-        {"win_bonus": 0.25}, lambda s: vars_of(s.player._reward), DIFFERENT, reward__name="shaped"
+        {"turn_cost": -0.25}, lambda s: s.player._reward.turn_cost, -0.25, reward__name="shaped"
     ),
     "reward.attempts": case(4, lambda s: s.plan.reward_attempts, 4),
     "learn.mode": case(
@@ -320,12 +314,12 @@ CASES: dict[str, Case] = {
     "publish.tolerance": case(0.01, lambda s: s.channel._tolerance, 0.01),
     "publish.keep_versions": case(2, lambda s: s.channel._publisher._keep_versions, 2),
     "checkpoints.every": case(7, lambda s: s.args.save_steps, 7),
-    "checkpoints.keep": case(2, lambda s: s.learner.saver._checkpoints._keep, 2),
+    "checkpoints.keep": case(2, lambda s: s.learner.saver._checkpoints.keep, 2),
     "track.wandb_project": wandb_case("p", "project"),
     "track.wandb_entity": wandb_case("team", "entity", track__wandb_project="p"),
     "track.wandb_mode": wandb_case("offline", "mode", track__wandb_project="p"),
     "track.run_name": wandb_case("mine", "name", track__wandb_project="p"),
-    "out": case("{other}", lambda s: str(created(s.config).path.parent), "{other}"),
+    "out": case("{other}", lambda s: created(s.config), "{other}"),
     "restarts": case(1, Seen.restarted, False),
 }
 
@@ -335,43 +329,28 @@ def admitted(seen: Seen) -> list[int]:
     return list(iter(seen.schedule.admit, None))
 
 
-def vars_of(made: Any) -> Any:
-    return {name: getattr(made, name) for name in getattr(made, "__slots__", vars(made))}
-
-
 def served_key(config: TrainConfig) -> str | None:
     """Return what the gateway is asked for its models with."""
-    heard: list[dict[str, str]] = []
-
-    async def asked(_: str, headers: dict[str, str], **__: Any) -> Any:
-        heard.append(headers)
-        return {"m": {}}, ""
-
-    before, served.probe = served.probe, asked
-    try:
-        found = served.find_policy(config, "http://127.0.0.1:4321/v1")
-    finally:
-        served.probe = before
-    assert found.headers == heard[0]
-    return heard[0].get("Authorization")
+    return served.find_policy(config, "http://127.0.0.1:4321/v1").headers.get("Authorization")
 
 
-def created(config: TrainConfig) -> RunDir:
-    """Return the run that the command line makes of a config."""
-    made: list[RunDir] = []
-    before = cli._supervise
+async def models(*_: Any, **__: Any) -> Any:
+    """In the place of evalkit's question for a server's models."""
+    return {"m": {}}, ""
 
-    def supervised(_: TrainConfig, run: RunDir, *, resume: bool) -> int:
-        made.append(run)
-        return 0
 
-    cli._supervise = supervised
-    try:
-        words = ["--env", config.env.name, "--model", config.model.path, "--out", config.out]
+def supervised(_: TrainConfig, run: RunDir, *, resume: bool) -> int:
+    """In the place of the parent: says what run it was given."""
+    print(run.path)
+    return 0
+
+
+def created(config: TrainConfig) -> str:
+    """Return where the command line makes a run of a config."""
+    words = ["--env", config.env.name, "--model", config.model.path, "--out", config.out]
+    with redirect_stdout(StringIO()) as said:
         assert cli.main(["grpo", *words]) == 0
-    finally:
-        cli._supervise = before
-    return made[0]
+    return str(Path(said.getvalue().strip()).parent)
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -404,6 +383,8 @@ def seen(
     monkeypatch.setattr(sync_mode, "SyncTrainer", SyncStub)
     monkeypatch.setattr(supervise, "OwnGateway", FakeGateway)
     monkeypatch.setattr(supervise, "ensure_serves", lambda *_: None)
+    monkeypatch.setattr(served, "probe", models)
+    monkeypatch.setattr(cli, "_supervise", supervised)
     monkeypatch.setenv(KEY, "ak_1")
 
     def look(settings: dict[str, Any]) -> Seen:

@@ -92,7 +92,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def channel_to(publisher: Publisher | None, checkpoint: Path, **told: Any) -> Channel:
-    settings = {
+    settings: dict[str, Any] = {
         "kind": PolicyKind.FULL,
         "scratch": checkpoint.parent / "versions",
         "source": checkpoint,
@@ -190,7 +190,7 @@ def test_the_model_is_asked_in_the_way_that_it_takes(checkpoint: Path) -> None:
 def test_a_full_disk_is_said(checkpoint: Path, kind: PolicyKind) -> None:
     trainer = Trainer(checkpoint, adapted=True)
     sends = channel_to(Copies(checkpoint), checkpoint, kind=kind)
-    with files_of_at_most(2000), pytest.raises(SaveFailed, match="cannot write .*step-000001"):
+    with files_of_at_most(2000), pytest.raises(SaveFailed, match=r"cannot write .*step-000001"):
         sends.send(trainer, 1)
     assert sends.last is None
     assert not any(getattr(module, "merged", False) for module in trainer.model.modules())

@@ -68,8 +68,14 @@ class Gateway:
 
     def pool(self) -> dict[str, Any]:
         replica = {
-            **{"id": "replica-3", "url": "u", "state": self.state, "reason": self.reason},
-            **{"in_flight": 0, "requests": 0, "errors": 0, "sessions": 0},
+            "id": "replica-3",
+            "url": "u",
+            "state": self.state,
+            "reason": self.reason,
+            "in_flight": 0,
+            "requests": 0,
+            "errors": 0,
+            "sessions": 0,
             "served": {"m": list(range(1, len(self.digests) + 1))},
             "current": {"m": len(self.digests)},
         }
@@ -144,7 +150,7 @@ def test_a_gateway_that_goes_away_in_between_is_asked_again(tmp_path: Path) -> N
 
 def test_one_that_stays_away_is_lost(tmp_path: Path) -> None:
     sends = Sends(Gateway(*[away] * 99), tmp_path)
-    with pytest.raises(GatewayLost, match="no gateway for 5 s: .*refused"):
+    with pytest.raises(GatewayLost, match=r"no gateway for 5 s: .*refused"):
         sends.send(1)
     assert 105 < sends.now_s < 107
     assert (tmp_path / "step-1" / "weights").exists()
@@ -153,7 +159,7 @@ def test_one_that_stays_away_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [400, 401, 409, 422, 500, 507])
 def test_a_refusal_is_said_at_once(tmp_path: Path, status: int) -> None:
     sends = Sends(Gateway(lambda _: refusal(status, "no adapter of rank 999")), tmp_path)
-    with pytest.raises(PublishFailed, match="m: .*no adapter of rank 999"):
+    with pytest.raises(PublishFailed, match=r"m: .*no adapter of rank 999"):
         sends.send(1)
     assert sends.now_s == 100.0
 

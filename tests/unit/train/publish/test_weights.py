@@ -114,5 +114,5 @@ def test_a_full_disk_is_said(tmp_path: Path, size_bytes: int) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SaveFailed, match="cannot write .*/file/out"):
+    with pytest.raises(SaveFailed, match=r"cannot write .*/file/out"):
         write_full(tmp_path / "file" / "out", iter(()), tmp_path)

@@ -60,12 +60,12 @@ def test_without_noise_every_action_is_the_oracles_and_with_noise_only_slips() -
     env.reset(seed=2**31)
     for lesson in play(right, 2**31, random.Random(0)):
         action = parse_tag(lesson.reply, "action").action
-        assert lesson.meant
+        assert lesson.taught
         assert action == env.oracle()
         env.step(action)
     assert env.success
     wild = dataclasses.replace(right, noise=1.0)
-    assert not any(lesson.meant for lesson in play(wild, 2**31, random.Random(0)))
+    assert not any(lesson.taught for lesson in play(wild, 2**31, random.Random(0)))
 
 
 def test_notes_are_true_lines_unless_the_teacher_is_forgetful() -> None:

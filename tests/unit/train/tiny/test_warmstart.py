@@ -18,7 +18,7 @@ from train.tiny.warmstart import batches, loss_of, samples, warm_start
 def test_what_is_learned_is_exactly_the_replies_that_were_meant(name: str) -> None:
     chosen = recipe(name)
     tokenizer = train_tokenizer(chosen, 0)
-    lessons = [one for episode in islice(episodes(chosen, 4), 8) for one in episode if one.meant]
+    lessons = [one for episode in islice(episodes(chosen, 4), 8) for one in episode if one.taught]
     renderer = Renderer(tokenizer)
     expected = [renderer.reply(lesson.reply) for lesson in lessons]
     learned: list[list[int]] = []
