@@ -40,6 +40,7 @@ from evalkit.play.transport import TransportError  # noqa: E402
 from evalkit.record.rundir import RunDir  # noqa: E402
 from train import children, cores  # noqa: E402
 from train.config import TrainConfig, load, parse_setting  # noqa: E402
+from train.errors import TrainError  # noqa: E402
 from train.gateway import OwnGateway, serve_command  # noqa: E402
 from train.preflight import git_sha, versions  # noqa: E402
 from train.track.metrics import read_metrics  # noqa: E402
@@ -113,16 +114,17 @@ def main() -> int:
     """Measure everything; print the table and write the file."""
     options = _options()
     gpu = cores.has_gpu()
-    config = config_of(options, gpu)
-    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        try:
-            told = measure(config, options, Path(folder), gpu)
-        except Failed as failed:
-            print(f"error: {failed}", file=sys.stderr)
-            return 1
+    load_1m = os.getloadavg()[0]
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+            told = measure(config_of(options, gpu), options, Path(folder), gpu)
+    except (Failed, TrainError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     about = {
         "format": FORMAT,
         "device": device(gpu),
+        "load_average_before": load_1m,
         "commit": git_sha(),
         "versions": versions(),
         "config": Path(options.config or default_config(gpu)).name,
@@ -154,12 +156,12 @@ def measure(
         url, name = gateway.url, name_of(config)
         _say(f"load: {CONNECTIONS} at once for {WARM_UP_S + LOAD_S:.0f} s")
         plain = asyncio.run(load_of(url, name))
-        before = _evaluated(evaluation(config, url, options.episodes, folder / "before"), folder)
+        before = _evaluated(evaluation(config, url, options.episodes, folder / "before"))
         words = training(options, config, url, gpu, folder / "runs")
         _run(words, os.environ | dict(place.learner), place.learner_cores)
         (run,) = (folder / "runs").glob("grpo_*")
         steps = summarize(read_metrics(run / "metrics.csv"))
-        after = _evaluated(evaluation(config, url, options.episodes, folder / "after"), folder)
+        after = _evaluated(evaluation(config, url, options.episodes, folder / "after"))
     finally:
         gateway.stop()
     learned = _compared(folder)
@@ -291,7 +293,7 @@ def table(told: Mapping[str, Any]) -> list[str]:
     """Return the table of all parts."""
     plain, steps, learned = told["load"], told["grpo"], told["learned"]
     rows = [
-        ("gateway: short completions/s, 64 at once", f"{plain.requests_per_s:,.1f}"),
+        (f"gateway: short completions/s, {CONNECTIONS} at once", f"{plain.requests_per_s:,.1f}"),
         ("their latency, p50 and p99", f"{plain.p50_ms:,.0f} and {plain.p99_ms:,.0f} ms"),
         ("failed", f"{plain.failed}"),
         ("evalkit: turns/s, before and after", _both(told, "turns_per_s", ",.1f")),
@@ -337,7 +339,7 @@ def device(gpu: bool) -> str:
     return f"{', '.join(said.split(chr(10))).strip(', ')}, {count} cores"
 
 
-def _evaluated(words: Sequence[str], folder: Path) -> Evaluation:
+def _evaluated(words: Sequence[str]) -> Evaluation:
     """Play, and return what evalkit wrote down; its own start does not count."""
     out = Path(words[-1])
     _say(f"python {' '.join(words[1:])}")
@@ -348,7 +350,7 @@ def _evaluated(words: Sequence[str], folder: Path) -> Evaluation:
         time.sleep(0.01)
     began_s = time.time()
     if child.wait():
-        raise Failed(f"evalkit ended with {children.describe(child.returncode)}; see {folder}")
+        raise Failed(f"evalkit ended with {children.describe(child.returncode)}")
     (run,) = map(RunDir, out.iterdir())
     (row,) = _rows(run.path / "performance.csv")
     (found,) = _rows(run.path / "summary.csv")

@@ -108,6 +108,20 @@ def test_what_serves_a_run_is_killed_and_the_run_goes_on(
     check_equal(world, unbroken)
 
 
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_real_vllm_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+    policy = make_policy(tmp_path / "tiny", head_dim=64)
+    with cleared(World.make(tmp_path, policy, stand_in=False)) as world:
+        run = world.start(*words(world, staleness=1), "--set", "publish.probes=4")
+        after(world, lambda: max(steps_of(world), default=0) > EVERY, 0)
+        kill(world.engines())
+        ended = run.end(900)
+        assert ended.code == 0, ended.said
+        assert "the learner died" not in ended.said
+        check_whole(world)
+
+
 def words(world: World, *, staleness: int) -> list[str]:
     return world.words(
         learn__steps=STEPS,
@@ -131,7 +145,7 @@ def moments(world: World, chance: random.Random) -> list[Callable[[], None]]:
 
 
 def after(world: World, holds: Callable[[], bool], pause_s: float) -> None:
-    until(holds, found=lambda: f"processes: {world.processes()}, steps: {steps_of(world)}")
+    until(holds, 600, found=lambda: f"processes: {world.processes()}, steps: {steps_of(world)}")
     time.sleep(pause_s)
 
 

@@ -139,7 +139,7 @@ def test_an_env_that_raises_can_be_mended(world: World) -> None:
 
 def test_only_one_process_trains_a_run_and_a_reward_that_raises_ends_it(world: World) -> None:
     broken = world.path / "broken"
-    (world.path / "standin" / "rewarding.py").write_text(REWARD)
+    (world.path / "rewarding.py").write_text(REWARD)
     settings = {"reward.name": "rewarding:Moody", "reward.args.breaks": broken}
     run = world.start(*world.words(**settings))
     until(lambda: steps_of(world))

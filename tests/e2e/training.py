@@ -118,7 +118,7 @@ sys.exit(main([*words, *{words!r}]))
 """
 
 
-def make_policy(folder: Path) -> Path:
+def make_policy(folder: Path, *, head_dim: int = 16) -> Path:
     """Write a random policy of one layer, for which each action is one token."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -142,7 +142,7 @@ def make_policy(folder: Path) -> Path:
     tokenizer.chat_template = _CHATML
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=2 * head_dim,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -180,8 +180,17 @@ class World:
     """Before each completion."""
 
     @classmethod
-    def make(cls, path: Path, policy: Path, *, delay_ms: int = 20) -> World:
-        """Write the env and the stand-in for vLLM."""
+    def make(cls, path: Path, policy: Path, *, delay_ms: int = 20, stand_in: bool = True) -> World:
+        """Write the env, and the stand-in for vLLM if there shall be one."""
+        (path / "ways.py").write_text(ENV)
+        made = cls(path=path, policy=policy, delay_ms=delay_ms)
+        if stand_in:
+            made.stand_in()
+        return made
+
+    def stand_in(self) -> None:
+        """Write the stand-in for vLLM."""
+        path, policy, delay_ms = self.path, self.policy, self.delay_ms
         package = path / "standin" / "vllm"
         at = package.joinpath(*_ENTRY.split(".")[1:-1])
         at.mkdir(parents=True)
@@ -189,15 +198,13 @@ class World:
         words = ["--delay-ms", str(delay_ms)]
         words += [f"--reply=<|{id_}|>" for id_ in action_ids(policy)]
         (at / "entry.py").write_text(_ENGINE.format(words=words))
-        (path / "ways.py").write_text(ENV)
-        return cls(path=path, policy=policy, delay_ms=delay_ms)
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of every process that is started here."""
         return os.environ | {
             _MARK: str(self.path),
-            "PYTHONPATH": f"{self.path / 'standin'}:{ROOT}",
+            "PYTHONPATH": f"{self.path / 'standin'}:{self.path}:{ROOT}",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
         }

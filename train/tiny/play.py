@@ -63,8 +63,12 @@ def score(
     temperature: float = 1.0,
     *,
     greedy: bool = False,
+    forget: bool = False,
 ) -> Score:
-    """Play one episode per seed and return what came of it."""
+    """Play one episode per seed and return what came of it.
+
+    `forget`: take history and notes away before every turn; what is lost then was memory's.
+    """
     renderer = Renderer(tokenizer)
     sampler = _Sampler(model, tokenizer, seeds[0], 0.0 if greedy else temperature)
     games = [_begin(recipe, seed) for seed in seeds]
@@ -77,6 +81,8 @@ def score(
         reply_lengths += map(len, replies)
         for game, reply in zip(running, replies, strict=True):
             _act(game, tokenizer.decode(reply, skip_special_tokens=True))
+            if forget:
+                game.history = recipe.parsed_strategy().start(game.env)
     return Score(
         success_rate=sum(game.env.success for game in games) / len(games),
         turns=len(prompt_lengths) / len(games),

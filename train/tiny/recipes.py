@@ -22,13 +22,11 @@ class Recipe:
     strategy: str = "FULL_HISTORY"
     """The history strategy that it is trained and played with."""
     noise: float
-    """The share of its teacher's actions that are random instead of the oracle's: slips."""
+    """The share of its teacher's actions that are random instead of right: slips."""
     taught: float = 0.0
     """The share of slips that are taught too, so that the pupil makes them as well."""
-    notes: tuple[str, ...] = ()
-    """The lines of the env's perfect notes that the teacher writes down, by their beginnings."""
     forgetful: float = 0.0
-    """The share of the teacher's notes that are empty, out of date or cut short."""
+    """The share of the teacher's notes that are empty or out of date; it goes on from those."""
     steps: int
     """Optimizer steps of the warm start."""
     batch: int = 32
@@ -87,15 +85,20 @@ RECIPES = MappingProxyType(
             steps=150,
         ),
         "tic_tac_toe": Recipe(
-            env="tic_tac_toe", strategy="NO_HISTORY", noise=0.5, batch=48, steps=110
+            env="tic_tac_toe",
+            strategy="NO_HISTORY",
+            noise=0.5,
+            taught=1.0,
+            batch=48,
+            steps=150,
         ),
         "key_door_memory": Recipe(
             env="key_door",
-            args={"size": 3, "max_turns": 14},
+            args={"size": 3, "max_turns": 18, "show_position": False, "show_moves": False},
             strategy="SCRATCHPAD",
-            noise=0.3,
-            notes=("Door",),
-            forgetful=0.5,
+            noise=0.35,
+            taught=1.0,
+            forgetful=0.04,
             batch=48,
             steps=200,
         ),

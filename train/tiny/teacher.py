@@ -1,22 +1,29 @@
-"""The noisy teacher: episodes played by the env's own oracle, now and then at random. No torch.
+"""The noisy teacher: episodes played well, now and then at random. No torch.
+
+Without notes the env's own oracle plays. Who keeps notes acts on them alone, as the pupil must.
 
 Its prompts are evalkit's, byte for byte, so that the pupil is later asked as it was taught.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from envs import TextEnv
 from evalkit.play.strategies import Messages
+from train.errors import BadConfig
+from train.tiny.notes import Notes
 from train.tiny.recipes import Recipe
 
 FIRST_SEED = 2**31
 """Of the warm start's env seeds: evaluation has those below."""
 END_SEED = 2**32
 """Of the warm start's env seeds: GRPO has those from here on."""
+NOTED_ENVS = ("key_door",)
+"""In which the teacher can keep notes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +33,7 @@ class Lesson:
     messages: Messages
     reply: str
     taught: bool
-    """Whether the pupil learns it: what the oracle would do, and some slips."""
+    """Whether the pupil learns it: what was meant, and some slips."""
 
 
 def episodes(recipe: Recipe, seed: int) -> Iterator[tuple[Lesson, ...]]:
@@ -37,31 +44,33 @@ def episodes(recipe: Recipe, seed: int) -> Iterator[tuple[Lesson, ...]]:
 
 
 def play(recipe: Recipe, env_seed: int, rng: random.Random) -> tuple[Lesson, ...]:
-    """Play one episode and return its turns."""
+    """Play one episode and return its turns.
+
+    Raises:
+        BadConfig: the recipe keeps notes of an env for which there is no rule to write them.
+
+    """
+    if recipe.keeps_notes and recipe.env not in NOTED_ENVS:
+        raise BadConfig(f"the teacher takes notes in {', '.join(NOTED_ENVS)}, not {recipe.env}")
     env = recipe.make_env()
     observation, _ = env.reset(seed=env_seed)
     history = recipe.parsed_strategy().start(env)
     lessons: list[Lesson] = []
-    pad, over = "", False
+    over = False
     while not over:
         meant = rng.random() >= recipe.noise
-        action = env.oracle() if meant else rng.choice(env.legal_actions())
+        known = Notes.read(history.notes).seen(observation) if recipe.keeps_notes else None
+        right = known.action(observation) if known else env.oracle()
+        action = right if meant else rng.choice(env.legal_actions())
         reply = env.format_action(action)
-        if recipe.keeps_notes:
-            pad = _notes(env, recipe, pad, rng)
-            reply = f"<scratchpad>{pad}</scratchpad>{reply}"
+        if known is not None:
+            written = str(dataclasses.replace(known, last=action))
+            if rng.random() < recipe.forgetful:
+                written = rng.choice(("", history.notes))
+            reply = f"<scratchpad>{written}</scratchpad>{reply}"
         taught = meant or rng.random() < recipe.taught
         lessons.append(Lesson(messages=history.messages(observation), reply=reply, taught=taught))
         history = history.update(observation, reply, action)
         observation, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
     return tuple(lessons)
-
-
-def _notes(env: TextEnv, recipe: Recipe, pad: str, rng: random.Random) -> str:
-    """Return the notes of this turn: right, or empty, out of date or cut short."""
-    lines = env.optimal_scratchpad().split("\n")
-    kept = [line for line in lines if line.startswith(recipe.notes)] if recipe.notes else lines
-    if rng.random() >= recipe.forgetful:
-        return " ".join(kept)
-    return rng.choice(("", pad, " ".join(kept[: rng.randrange(len(kept) + 1)])))

@@ -133,7 +133,8 @@ def test_what_the_version_before_explains_as_well_is_counted() -> None:
         return oracle(max(version, 3), answers)
 
     judge = Judge(same, lambda _: 9, 1e-3, by_spans=True)
-    assert judge.judge([answer(3, 3), answer(4, 4)]).blind == 1
+    assert judge.judge([answer(3, 3)]).blind == 1
+    assert judge.judge([answer(4, 4)]).blind == 0
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ class Seen:
         words = self.commands.gateway
         return words[words.index(option) + 1] if option in words else None
 
+    def model(self) -> str:
+        """Return the one folder that is served, trained and copied from."""
+        told = (self.gateway_word("--model"), self.trainer.told.model, self.channel._source)
+        (only,) = set(map(str, told))
+        return only
+
     def opened(self) -> tuple[str, float]:
         """Return the URL that the learner gets, and how long its own gateway is waited for."""
         watch = self.watch
@@ -232,7 +238,7 @@ def wandb_case(value: Any, name: str, **beside: Any) -> Case:
 CASES: dict[str, Case] = {
     "env.name": case("tic_tac_toe", lambda s: type(s.env).__name__, "TicTacToe"),
     "env.args": case({"size": 5}, lambda s: s.env.params["size"], 5),
-    "model.path": case("{other}", lambda s: s.gateway_word("--model"), "{other}"),
+    "model.path": case("{other}", Seen.model, "{other}"),
     "model.name": case("policy", lambda s: s.gateway_word("--name"), "policy"),
     "model.lora.r": lora(20, lambda p: p.r, 20),
     "model.lora.alpha": lora(7, lambda p: p.lora_alpha, 7),
@@ -283,9 +289,11 @@ CASES: dict[str, Case] = {
     "learn.max_staleness": case(2, lambda s: (len(admitted(s)), s.args.max_staleness), (24, 2)),
     "learn.max_row_tokens": case(
         100,
-        lambda s: (s.steps.max_row_tokens, s.player._model._max_prompt, s.loss()),
-        DIFFERENT,
-        learn__loss="dr_grpo",
+        lambda s: (
+            *(s.steps.max_row_tokens, s.trainer.losses.max_row_tokens),
+            s.player._model._max_prompt,
+        ),
+        (100, 100, 100 - 64),
     ),
     "learn.learning_rate": case(0.25, lambda s: s.args.learning_rate, 0.25),
     "learn.warmup_steps": case(6, lambda s: s.args.get_warmup_steps(100), 6),
