@@ -103,11 +103,12 @@ class Judge:
         """Return what the oracle says of each answer, by the versions that come into question."""
         wanted: dict[int, list[int]] = {}
         for number, answer in enumerate(answers):
-            first, *others = self.possible(answer)
-            is_sampled = number % _SAMPLE == 0 and first > 1 and not others
-            before = [first - 1] if is_sampled else []
-            spans = [span.version for span in answer.spans if self._by_spans]
-            for version in {first, *others, *before, *spans}:
+            versions = set(self.possible(answer))
+            if number % _SAMPLE == 0 and len(versions) == 1 and answer.version > 1:
+                versions.add(answer.version - 1)
+            if self._by_spans:
+                versions |= {span.version for span in answer.spans}
+            for version in versions:
                 wanted.setdefault(version, []).append(number)
         made = {}
         for version, numbers in sorted(wanted.items()):
@@ -173,6 +174,8 @@ def split(
 
     Each version takes as many tokens as it explains: an older one's run is the longest possible.
     """
+    if not versions:
+        return []
     count, at = len(off[versions[0]]), 0
     claims = []
     for version in versions:

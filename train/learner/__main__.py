@@ -19,7 +19,6 @@ from train.rollouts.worker import Interrupted
 from train.run import RunDir, State
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def main() -> int:

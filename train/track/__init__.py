@@ -1,1 +1,1 @@
-"""."""
+"""Who is told of a step."""

@@ -122,6 +122,12 @@ def test_an_answer_that_ended_unproven_may_be_of_what_was_published_by_then() ->
     assert len(judged(answer(2, 3, **told), upper=2).wrong) == 1
 
 
+@pytest.mark.parametrize("by_spans", [True, False])
+def test_labels_that_run_backwards_are_wrong(by_spans: bool) -> None:
+    backwards = answer(3, 2, end=2, spans=spans(("3", 0, 1), ("2", 1, 2)))
+    assert len(judged(backwards, by_spans=by_spans).wrong) == 1
+
+
 def test_a_greedy_token_must_be_the_likeliest() -> None:
     unlikely = answer(2, 2)
     assert judged(unlikely).wrong == []
