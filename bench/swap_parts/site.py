@@ -22,7 +22,7 @@ from serve.wire import PolicyKind, Probes, SwapMode
 NAME = "tiny"
 ENV = "key_door"
 _ENV_ARGS = MappingProxyType({"size": 3, "max_turns": 6})
-_READY_S = 60.0
+_READY_S = 300.0
 _STOP_S = 60.0
 
 

@@ -50,7 +50,7 @@ class TestCommandLines:
     def test_a_tiny_policy_is_trained_as_a_whole_without_one(self, tmp_path: Path) -> None:
         config = config_of(options(), False)
         assert config.model.lora is None
-        assert config.rollouts.max_tokens <= 16
+        assert config.env.name == "key_door"
         assert "--lora" not in serve_command(config, tmp_path)
 
     @pytest.mark.parametrize("on_gpu", [True, False])
@@ -80,8 +80,8 @@ class TestCommandLines:
         assert words[:3] == [sys.executable, "-m", "evalkit"]
         typed = run_parser().parse_args(words[3:])
         assert typed.model == [f"{URL}#{gpu.name_of(config)}"]
-        assert (typed.env, typed.strategy) == ("key_door", ["FULL_HISTORY"])
-        assert "size=3" in typed.env_arg
+        assert (typed.env, typed.strategy) == (config.env.name, [config.rollouts.strategy])
+        assert f"size={config.env.args['size']}" in typed.env_arg
         assert (typed.temperature, typed.max_tokens) == (0.75, config.rollouts.max_tokens)
         assert str(typed.out) == str(tmp_path)
 
