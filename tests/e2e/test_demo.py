@@ -29,5 +29,6 @@ def test_make_demo_leaves_a_report_from_real_vllm() -> None:
     assert {row["model"] for row in arms.values()} == {"smollm2-135m-instruct"}
     assert float(arms["guided"]["valid_action_rate"]) > float(arms["free"]["valid_action_rate"])
     assert int(arms["free"]["completion_tokens"]) > 0
-    assert "is better than" in ran.stdout
+    assert "after is better than before" in ran.stdout
+    assert "guided is better than free" in ran.stdout
     assert "no decision between" in ran.stdout

@@ -96,11 +96,11 @@ RECIPES = MappingProxyType(
             env="key_door",
             args={"size": 3, "max_turns": 18, "show_position": False, "show_moves": False},
             strategy="SCRATCHPAD",
-            noise=0.35,
+            noise=0.3,
             taught=1.0,
             forgetful=0.04,
             batch=48,
-            steps=200,
+            steps=400,
         ),
     }
 )

@@ -90,3 +90,37 @@ def test_sampling_follows_the_model_and_repeats() -> None:
     scores = [score(model, tokenizer, chosen, range(6)) for _ in range(2)]
     assert scores[0] == scores[1]
     assert Renderer(tokenizer).reply("")[-1] == tokenizer.eos_token_id
+
+
+class Counter(Walker):
+    """Notes how many turns it remembers to have played, and walks."""
+
+    def next_token(self, ids: list[int]) -> int:
+        """Write one more than the notes say, then an action."""
+        if len(ids) == 1:
+            return self.queue.pop(0)
+        seen = COUNTING.decode(ids).rpartition("user\n")[2]
+        noted = re.search(r"## Your notes\n(\d+)", seen)
+        self.counts.append(int(noted[1]) if noted else 0)
+        text = f"<scratchpad>{self.counts[-1] + 1}</scratchpad><action>up</action>{END}"
+        first, *self.queue = COUNTING.encode(text)
+        return int(first)
+
+    def __init__(self) -> None:
+        """Have counted nothing."""
+        super().__init__()
+        self.counts: list[int] = []
+        self.queue: list[int] = []
+
+
+NOTED = dataclasses.replace(
+    ROUND, strategy="SCRATCHPAD", args={"size": 2, "max_turns": 4, "show_position": False}
+)
+COUNTING = train_tokenizer(NOTED, 0)
+
+
+def test_notes_can_be_taken_away() -> None:
+    for forget, counts in ((False, [0, 1, 2, 3]), (True, [0, 0, 0, 0])):
+        player = Counter()
+        score(player, COUNTING, NOTED, [0], forget=forget)
+        assert player.counts == counts
