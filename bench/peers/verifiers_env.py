@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 import verifiers as vf  # type: ignore[import-not-found]
-from datasets import Dataset  # type: ignore[import-not-found]
+from datasets import Dataset
 
 OBSERVATION = "You are at (1, 2) in a 6x6 grid. Your hands are empty. Nothing is here. What next?"
 

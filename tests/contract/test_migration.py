@@ -353,7 +353,7 @@ def kill(engine: LaunchedEngine) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
+    while not holds():  # noqa: ASYNC110 - what it waits for sets no event
         await asyncio.sleep(0.05)
 
 

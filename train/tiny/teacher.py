@@ -12,7 +12,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from envs import TextEnv
 from evalkit.play.strategies import Messages
 from train.errors import BadConfig
 from train.tiny.notes import Notes

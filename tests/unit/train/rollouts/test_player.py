@@ -65,7 +65,7 @@ def player(
     **how: Any,
 ) -> Player:
     transport = how.pop("transport", None) or FakeTransport(answer)
-    plan = {
+    plan: dict[str, Any] = {
         "run_id": "r",
         "run_seed": 5,
         "make_env": key_door,

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,12 @@ class FakePlayer(Player):
 
 
 def started(player: FakePlayer, **how: int) -> RolloutWorker:
-    settings = {"groups_per_step": 2, "max_staleness": 1, "publish_every": 1, "steps": 4}
+    settings: dict[str, Any] = {
+        "groups_per_step": 2,
+        "max_staleness": 1,
+        "publish_every": 1,
+        "steps": 4,
+    }
 
     async def connect() -> Player:
         return player

@@ -58,7 +58,7 @@ def test_prompts_are_evalkits_own(name: str) -> None:
 
 
 def test_without_noise_every_action_is_the_oracles_and_with_noise_only_slips() -> None:
-    right = dataclasses.replace(recipe("key_door"), noise=0.0)
+    right = dataclasses.replace(recipe("key_door"), noise=0.0, taught=0.0)
     env = right.make_env()
     env.reset(seed=2**31)
     for lesson in play(right, 2**31, random.Random(0)):
