@@ -143,6 +143,10 @@ class SavedCheckpoints:
         self.verify(step)
         return TrainState.read(self.path(step))
 
+    def staging(self, step: int) -> Path:
+        """Return where `Checkpoints.writing` lets a step's checkpoint be written."""
+        return self.root / f".{self.path(step).name}{_TMP}"
+
     def _is_complete(self, step: int) -> bool:
         folder = self.path(step)
         try:
@@ -188,7 +192,7 @@ class Checkpoints(SavedCheckpoints):
             SaveFailed: it could not be written; the checkpoints before it are untouched.
 
         """
-        staging = self._hidden(step, _TMP)
+        staging = self.staging(step)
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()

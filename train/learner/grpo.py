@@ -192,6 +192,7 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
         at = folder / ".trainer"
         self._save_to = str(at)
         super(AsyncGRPOTrainer, self)._save_checkpoint(self.model, None)
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (written,) = at.iterdir()
             for file in written.iterdir():

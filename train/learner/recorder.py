@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train.learner.checkpoints import Checkpoints, TrainState, save_groups
+from train.learner.checkpoints import Checkpoints, SavedCheckpoints, TrainState, save_groups
 from train.learner.losses import Diagnostics
 from train.publish.channel import Channel
 from train.publish.publisher import Publisher
@@ -28,6 +28,7 @@ class Trainer(Protocol):
 
     live_version: int
     """The version of the weights that were published last."""
+    accelerator: Any
 
     def take_diagnostics(self) -> tuple[Diagnostics, torch.Tensor]:
         """Return what the step's micro-batches told, and |trainer's logprob - sampler's|."""
@@ -47,7 +48,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def __init__(
         self,
-        tracker: Tracker,
+        tracker: Tracker | None,
         run: RunDir,
         *,
         resumed_version: int | None = None,
@@ -118,6 +119,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self._replayed = self.worker.replayed
         self._told = {}
         self.last = metrics
+        if self._tracker is None:
+            return
         self._tracker.step(metrics)
         self._run.write_status(
             Status(state=State.RUNNING, step=metrics.step, version=metrics.version)
@@ -158,7 +161,7 @@ class Saver:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: SavedCheckpoints,
         recorder: Recorder,
         worker: RolloutWorker,
         publisher: Publisher | None,
@@ -166,6 +169,7 @@ class Saver:
         groups_per_step: int,
         versions: dict[int, int],
     ) -> None:
+        """Take `Checkpoints`, which write, on the main process, and only there a publisher."""
         self.saved_step = -1
         self._checkpoints = checkpoints
         self._recorder = recorder
@@ -180,8 +184,14 @@ class Saver:
         Its weights are published first, so that every checkpoint has a version of its own.
         """
         trainer.send()
+        if not isinstance(self._checkpoints, Checkpoints):
+            trainer.accelerator.wait_for_everyone()
+            trainer.write(self._checkpoints.staging(step))
+            self.saved_step = step
+            return
         version = trainer.live_version
         with self._checkpoints.writing(step) as folder:
+            trainer.accelerator.wait_for_everyone()
             trainer.write(folder)
             save_groups(folder / GROUPS, self._worker.schedule.waiting())
             kept = sorted({*self._checkpoints.list(), step})[-self._checkpoints.keep :]

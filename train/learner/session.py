@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl.experimental.async_grpo import AsyncGRPOConfig
@@ -30,7 +31,12 @@ from serve.wire import PolicyKind, SwapMode
 from train.config import Channel as ChannelName
 from train.config import LearnSection, Mode, Precision, TrainConfig
 from train.errors import BadModel
-from train.learner.checkpoints import Checkpoints, TrainState, load_groups
+from train.learner.checkpoints import (
+    Checkpoints,
+    SavedCheckpoints,
+    TrainState,
+    load_groups,
+)
 from train.learner.grpo import GrpoTrainer
 from train.learner.losses import LossSettings
 from train.learner.recorder import GROUPS, Recorder, Saver
@@ -78,7 +84,8 @@ class Learner:
     """A GrpoTrainer, or a SyncTrainer."""
     worker: RolloutWorker
     saver: Saver
-    tracker: Tracker
+    tracker: Tracker | None
+    """On the main process."""
     resume_from: Path | None
 
     def train(self) -> None:
@@ -93,7 +100,8 @@ class Learner:
                 self.saver.save(self.trainer, step)
             raise
         finally:
-            self.tracker.close()
+            if self.tracker is not None:
+                self.tracker.close()
 
 
 def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
@@ -101,18 +109,24 @@ def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     if config.learn.mode is Mode.SYNC:
         config = _sync_mode().settled(config)
     folder = Path(config.model.path)
-    checkpoints = Checkpoints(run.checkpoints_path, config.checkpoints.keep)
+    is_main = PartialState().is_main_process
+    checkpoints = (
+        Checkpoints(run.checkpoints_path, config.checkpoints.keep)
+        if is_main
+        else SavedCheckpoints(run.checkpoints_path)
+    )
     done = checkpoints.latest()
     state = None if done is None else checkpoints.load_state(done)
     resume_from = None if done is None else checkpoints.path(done)
     renderer = ChatRenderer.load(folder)
     worker = _worker(config, served, renderer, run.name, state, resume_from)
-    publisher = _publisher(config, run, served)
-    if state is not None:
+    publisher = _publisher(config, run, served) if is_main else None
+    if publisher is not None and state is not None:
         publisher.kept = set(state.versions.values())
-    tracker = open_tracker(
-        config, run_dir=run.path, after_step=state.step if state else 0, stream=sys.stdout
-    )
+    tracker = None
+    if is_main:
+        after = state.step if state else 0
+        tracker = open_tracker(config, run_dir=run.path, after_step=after, stream=sys.stdout)
     recorder = Recorder(tracker, run, resumed_version=state.published_version if state else None)
     saver = Saver(
         checkpoints,
@@ -215,7 +229,7 @@ def _publisher(config: TrainConfig, run: RunDir, served: Served) -> Publisher:
 
 
 def _channel(
-    config: TrainConfig, run: RunDir, publisher: Publisher, renderer: ChatRenderer
+    config: TrainConfig, run: RunDir, publisher: Publisher | None, renderer: ChatRenderer
 ) -> Channel:
     section = config.publish
     is_lora = section.channel is ChannelName.LORA or (

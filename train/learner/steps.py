@@ -86,17 +86,27 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
             yield from self._batches(step, groups)
 
     def _groups(self, step: int) -> tuple[Group, ...]:
-        held: list[Any] = [None]
-        if self._worker is not None:
-            started_s = self._clock()
-            held = [self._worker.take(step)]
-            self.wait_s += self._clock() - started_s
+        held = [self._taken(step)]
         if self._processes > 1:
             broadcast_object_list(held, from_process=0)
+        if isinstance(held[0], BaseException):
+            raise held[0]
         shuffle = None
         if self._plan.shuffle_seed is not None:
             shuffle = random.Random(f"{self._plan.shuffle_seed}|{step}")
         return with_advantages(held[0], self._plan.scale, shuffle)
+
+    def _taken(self, step: int) -> Any:  # noqa: ANN401
+        """Take a step on the main process, or what is to be raised on all of them."""
+        if self._worker is None:
+            return None
+        started_s = self._clock()
+        try:
+            return self._worker.take(step)
+        except BaseException as error:  # noqa: BLE001 - raised by the caller, on every process
+            return error
+        finally:
+            self.wait_s += self._clock() - started_s
 
     def _batches(self, step: int, groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
         share = len(groups) // self._plan.accumulation

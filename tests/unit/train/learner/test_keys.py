@@ -95,6 +95,7 @@ class Seen:
         if self._built is None:
             with redirect_stdout(StringIO()):
                 self._built = session.build(self.config, self.run, self.served)
+            assert self._built.tracker is not None
             self._built.tracker.close()
         return self._built
 
@@ -322,7 +323,7 @@ CASES: dict[str, Case] = {
     "publish.tolerance": case(0.01, lambda s: s.channel._tolerance, 0.01),
     "publish.keep_versions": case(2, lambda s: s.channel._publisher._keep_versions, 2),
     "checkpoints.every": case(7, lambda s: s.args.save_steps, 7),
-    "checkpoints.keep": case(2, lambda s: s.learner.saver._checkpoints.keep, 2),
+    "checkpoints.keep": case(2, lambda s: vars(s.learner.saver._checkpoints)["keep"], 2),
     "track.wandb_project": wandb_case("p", "project"),
     "track.wandb_entity": wandb_case("team", "entity", track__wandb_project="p"),
     "track.wandb_mode": wandb_case("offline", "mode", track__wandb_project="p"),
