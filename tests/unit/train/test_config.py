@@ -217,11 +217,17 @@ def test_exponents_without_a_point_are_numbers() -> None:
     assert resolve(LEAST, {key: value}).learn.learning_rate == 1e-5
 
 
+def test_cispo_takes_the_cap_of_the_ratio_itself() -> None:
+    with pytest.raises(BadConfig, match="cap of the ratio itself"):
+        resolve(LEAST, {"learn.loss": "cispo"})
+
+
 def test_every_key_comes_back_from_the_file(tmp_path: Path) -> None:
     config = resolve(
         LEAST,
         {
             "learn.loss": "cispo",
+            "learn.epsilon_high": 5.0,
             "gateway.engine_args": ["--max-num-seqs", "4"],
             "env.args": {"size": 3, "nested": {"a": [1, None]}},
             "model.lora.target_modules": ["q_proj", "v_proj"],
