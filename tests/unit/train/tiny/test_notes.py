@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,7 @@ def test_notes_are_true_whatever_is_done(size: int) -> None:
     assert known > 40
 
 
-def fields(notes: Notes) -> dict[str, object]:
+def fields(notes: Notes) -> dict[str, Any]:
     return {"row": notes.row, "column": notes.column, "door": notes.door}
 
 

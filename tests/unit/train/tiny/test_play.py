@@ -95,6 +95,12 @@ def test_sampling_follows_the_model_and_repeats() -> None:
 class Counter(Walker):
     """Notes how many turns it remembers to have played, and walks."""
 
+    def __init__(self) -> None:
+        """Have counted nothing."""
+        super().__init__()
+        self.counts: list[int] = []
+        self.queue: list[int] = []
+
     def next_token(self, ids: list[int]) -> int:
         """Write one more than the notes say, then an action."""
         if len(ids) == 1:
@@ -105,12 +111,6 @@ class Counter(Walker):
         text = f"<scratchpad>{self.counts[-1] + 1}</scratchpad><action>up</action>{END}"
         first, *self.queue = COUNTING.encode(text)
         return int(first)
-
-    def __init__(self) -> None:
-        """Have counted nothing."""
-        super().__init__()
-        self.counts: list[int] = []
-        self.queue: list[int] = []
 
 
 NOTED = dataclasses.replace(
