@@ -16,7 +16,7 @@ from typing import Any
 
 LENGTHS = (4, 8, 16, 24, 32, 48, 96)
 """Of answers, in tokens."""
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 300.0
 
 
 class Form(StrEnum):

@@ -48,7 +48,8 @@ class Link:
     def forget(self) -> None:
         """Know nothing of the engine, which may have been replaced."""
         self.name = self.base = self.asked = None
-        self.leaving.clear()
+        # Another one: the replica's requests in flight are still labelled by the old one.
+        self.leaving = {}
 
     def holds(self, replica: Replica) -> Held | None:
         """Return what the replica serves; None if nobody knows what its engine holds."""

@@ -53,19 +53,21 @@ class Mover:
         elif label == UNLABELLED:
             await engine.label_weights(f"{name}@{boot}")
         link.name, link.base = name, version
-        replica.served, replica.current = {}, {}
-        replica.leaving = link.leaving
-        if link.base is not None:
-            say_only(replica, name, link.base)
+        adapters: dict[int, bytes] = {}
         for adapter in await engine.models():
             version = version_in(adapter.name, name) if adapter.parent else None
             if version is None:
                 continue
             is_over = await asyncio.to_thread(self._is_over, name, version, link.base, adapter)
             if is_over and await self._keeps(replica, link, engine, name, version):
-                replica.served[name][version] = encoded(adapter.name)
+                adapters[version] = encoded(adapter.name)
             else:
                 await engine.unload_lora(adapter.name)
+        # Only now: requests in flight are labelled by it, and their weights were there all along.
+        replica.served, replica.current, replica.leaving = {}, {}, link.leaving
+        if link.base is not None:
+            say_only(replica, name, link.base)
+            replica.served[name] |= adapters
 
     async def bring(
         self, replica: Replica, link: Link, engine: VllmAdmin, target: Target, swap: SwapMode

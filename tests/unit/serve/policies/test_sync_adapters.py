@@ -100,6 +100,38 @@ def test_an_adapter_in_use_is_unloaded_after_its_last_request(make_world: Make) 
     assert 2 not in world.replica.leaving
 
 
+def test_who_uses_an_adapter_is_labelled_by_it_while_its_engine_is_looked_at_anew(
+    make_world: Make,
+) -> None:
+    world = make_world()
+    said: list[list[bool]] = []
+
+    async def play(sync: Sync) -> None:
+        world.publish_lora()
+        await sync.converge("p", SwapMode.WAIT)
+        world.replica.active.add(Request())
+        world.publish_lora()
+        await sync.converge("p", SwapMode.WAIT)
+        assert (sorted(says(world.replica)[0]), 2 in world.replica.leaving) == ([1, 3], True)
+        cards = world.engine.cards
+
+        def look() -> Any:
+            # As the fast lane does at an answer's end: is it still what it began with?
+            served, leaving = world.replica.served["p"], world.replica.leaving
+            said.append([version in served or version in leaving for version in (1, 2, 3)])
+            return cards()
+
+        world.engine.cards = look
+        # It did not answer its probes for a while, and is back.
+        await sync.prepare(world.replica)
+        look()
+
+    run(world, play, most_adapters=1)
+    assert len(said) >= 3
+    assert said == [[True, True, True]] * len(said)
+    assert world.engine.did == ["load p@2", "load p@3"]
+
+
 def test_an_adapter_whose_base_changed_is_not_what_it_was(make_world: Make) -> None:
     world = make_world()
 
