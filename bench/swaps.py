@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from bisect import bisect
@@ -234,6 +235,8 @@ def main() -> int:
     parts = [part for part in PARTS if part in options.only.split(",")]
     if not parts or options.swaps < 2 or options.clients < 1:
         parser.error(f"expected --only from {', '.join(PARTS)}, 2 --swaps and a client or more")
+    # So that the gateway is stopped, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     results = []
     for part in parts:
         print(f"{part}: load average {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
