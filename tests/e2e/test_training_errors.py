@@ -150,7 +150,7 @@ def test_only_one_process_trains_a_run_and_a_reward_that_raises_ends_it(world: W
     broken.touch()
     ended = run.end()
     assert ended.code == 1, ended.said
-    assert "reward rewarding:Moody raised RuntimeError: no mood" in ended.error
+    assert "reward rewarding:Moody raised RuntimeError: no mood" in ended.said
     stopped(world)
     broken.unlink()
     goes_on(world)

@@ -268,7 +268,7 @@ class World:
     @property
     def run(self) -> RunDir:
         """The one run that was made here."""
-        (path,) = (self.path / "runs").iterdir()
+        (path,) = (self.path / "runs").glob("grpo_*")
         return RunDir.open(path)
 
     def processes(self, *words: str) -> list[int]:
