@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -109,16 +110,35 @@ def rare_collections() -> Iterator[None]:
     """Let the cyclic garbage collector look seldom, and not at what was there before.
 
     Episodes make many objects and no cycles; at the default thresholds the collector takes half of
-    the loop's time to find nothing.
+    the loop's time to find nothing. Of several runs in one process, the last to end puts back what
+    the first one found.
     """
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    with _RARE.lock:
+        if not _RARE.users:
+            _RARE.before = gc.get_threshold()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 100)
+        _RARE.users += 1
     try:
         yield
     finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+        with _RARE.lock:
+            _RARE.users -= 1
+            if not _RARE.users:
+                gc.set_threshold(*_RARE.before)
+                gc.unfreeze()
+
+
+@dataclass(slots=True)
+class _Rare:
+    """Who wants rare collections, in this process."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    before: tuple[int, int, int] = (700, 10, 10)
+
+
+_RARE = _Rare()
 
 
 class _FirstAnswer:

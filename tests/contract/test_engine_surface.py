@@ -228,7 +228,8 @@ def test_responses(direct: Engine) -> None:
         "response.in_progress",
         "response.completed",
     ]
-    assert told.count("response.output_text.delta") == 3
+    # An engine may send tokens together to a client that is slow to read.
+    assert 1 <= told.count("response.output_text.delta") <= 3
 
 
 def test_embeddings_where_there_are_any(direct: Engine) -> None:

@@ -319,8 +319,13 @@ def test_the_collector_is_left_as_it_was() -> None:
     import gc
 
     before = gc.get_threshold()
-    with rare_collections():
-        assert gc.get_threshold() != before
+    first, second = rare_collections(), rare_collections()
+    first.__enter__()
+    second.__enter__()
+    assert gc.get_threshold() != before
+    first.__exit__(None, None, None)
+    assert gc.get_threshold() != before
+    second.__exit__(None, None, None)
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
 
