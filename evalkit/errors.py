@@ -98,3 +98,18 @@ class ContextOverflow(CallFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(Failure.CONTEXT_OVERFLOW, message, status=400)
+
+
+def first_error(
+    several: BaseExceptionGroup[BaseException], *ours: type[BaseException]
+) -> BaseException:
+    """Return the exception of a group that says most: one of `ours` before any other."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [several]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(error.exceptions)
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, ours)), flat[-1])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import orjson
 
-from evalkit.errors import BadConfig, DamagedRun, EvalkitError, Failure
+from evalkit.errors import BadConfig, DamagedRun, EvalkitError, Failure, first_error
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm, play, session_id
 from evalkit.record.journal import FORMAT, Appender, read_journal
@@ -102,7 +102,7 @@ async def play_all(
                     for _ in range(concurrency):
                         group.create_task(worker())
         except BaseExceptionGroup as several:
-            raise _first(several) from several
+            raise first_error(several, EvalkitError) from several
 
 
 @contextmanager
@@ -189,17 +189,3 @@ def _journaled(
     tally: Tally,
 ) -> Arm:
     return replace(arm, policy=RecordedPolicy(arm.policy, journal, recorded, tally))
-
-
-def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception that says most: one of ours before any other."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [several]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        else:
-            flat.append(error)
-    ours = [error for error in flat if isinstance(error, EvalkitError)]
-    return ours[0] if ours else flat[-1]

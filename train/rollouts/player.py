@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from envs import TextEnv
-from evalkit.errors import EvalkitError
 from evalkit.play.rollout import Arm, play
 from evalkit.play.strategies import Strategy
 from evalkit.play.tokens import TokenModel, TokenPolicy, TokenTurn
@@ -157,17 +156,3 @@ def _episode(played: Played, reward: float) -> Episode:
         success=trajectory.success,
         turns=len(trajectory.turns),
     )
-
-
-def first_error(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception that says most: one that was raised on purpose before any other."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [several]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        else:
-            flat.append(error)
-    ours = [error for error in flat if isinstance(error, RolloutFailed | EvalkitError)]
-    return ours[0] if ours else flat[-1]

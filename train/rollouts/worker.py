@@ -8,9 +8,9 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from evalkit.errors import EvalkitError, ServerLost, Unreachable
+from evalkit.errors import EvalkitError, ServerLost, Unreachable, first_error
 from train.errors import GatewayLost, RolloutFailed, TrainError
-from train.rollouts.player import Player, first_error
+from train.rollouts.player import Player
 from train.rollouts.rows import Group
 from train.rollouts.schedule import Schedule
 
@@ -86,7 +86,7 @@ class RolloutWorker:
         try:
             asyncio.run(self._play())
         except BaseExceptionGroup as several:
-            self.schedule.fail(_translated(first_error(several)))
+            self.schedule.fail(_translated(first_error(several, TrainError, EvalkitError)))
         except BaseException as error:  # noqa: BLE001  # the trainer's thread raises it again
             self.schedule.fail(_translated(error))
 
@@ -98,7 +98,7 @@ class RolloutWorker:
             async with asyncio.TaskGroup() as groups:
                 groups.create_task(self._until_stopped(groups, player))
         except BaseExceptionGroup as several:
-            if first_error(several) is not _STOP:
+            if first_error(several, TrainError, EvalkitError) is not _STOP:
                 raise
         finally:
             await player.aclose()
