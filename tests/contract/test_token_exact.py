@@ -52,7 +52,8 @@ class Tap:
         return response
 
     async def get(self, path: Any, headers: Any = b"", **how: Any) -> Response:
-        raise NotImplementedError
+        response: Response = await self.inner.get(path, headers, **how)
+        return response
 
     async def aclose(self) -> None:
         await self.inner.aclose()
