@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .DEFAULT_GOAL := help
-.PHONY: help install engine train demo demo-train test check format bench clean
+.PHONY: help install engine train modal demo demo-train test check format bench clean
 
 help:  ## show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,10 @@ $(VENV)/train.stamp: $(VENV)/engine.stamp requirements/train-cpu.txt
 	$(PIP) --no-deps -r requirements/train-cpu.txt
 	@touch $@
 
+$(VENV)/modal.stamp: $(VENV)/base.stamp requirements/modal.txt
+	$(PIP) -r requirements/modal.txt
+	@touch $@
+
 $(VENV)/dev.stamp: $(VENV)/base.stamp requirements/dev.txt
 	$(PIP) -r requirements/dev.txt -c requirements/base.txt
 	@touch $@
@@ -37,7 +41,9 @@ engine: $(VENV)/engine.stamp  ## the product with vLLM on CPU
 
 train: $(VENV)/train.stamp  ## the product with vLLM and the trainer, on CPU
 
-check: $(VENV)/dev.stamp $(VENV)/train.stamp  ## format, lint, types, import law, sizes
+modal: $(VENV)/modal.stamp  ## the product with Modal's client, to serve, evaluate and train there
+
+check: $(VENV)/dev.stamp $(VENV)/train.stamp $(VENV)/modal.stamp  ## format, lint, types, import law, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

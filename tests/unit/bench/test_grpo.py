@@ -22,6 +22,7 @@ def row(step: int, **cells: float | None) -> dict[str, str]:
         "learn_s": 1.0,
         "sync_s": 0.25,
         "tokens_trained": 300,
+        "tokens_forwarded": 5000,
         "success": 0.5,
     }
     return {name: "" if cell is None else str(cell) for name, cell in (told | cells).items()}
@@ -40,6 +41,7 @@ def result(mode: str, step_s: float, **told: Any) -> Result:
         "wait_s": 0.5,
         "learn_s": 1.0,
         "sync_s": None,
+        "forwarded": 11_184.0,
         "tokens_per_s": 1234.5,
         "success": 0.75,
         "foreign": 0.05,
@@ -62,6 +64,7 @@ def test_shares_and_rates_are_over_all_the_time() -> None:
     found = summarize("async", [*rows(9, 9), *kept], 0.1)
     assert found.idle == pytest.approx(1.0 / 4.0)
     assert found.tokens_per_s == pytest.approx(800 / 4.0)
+    assert found.forwarded == pytest.approx(5000)
     assert found.wait_s == pytest.approx(0.5)
 
 
@@ -86,7 +89,8 @@ def test_speeds_are_compared_with_stock() -> None:
     assert [line.split("|")[-2].strip() for line in lines[2:]] == ["1.00 x", "2.00 x", "0.80 x"]
     assert lines[2].split("|")[6].strip() == ""
     assert lines[3] == (
-        "| sync | 2.00 (1.50..2.50) | 25% | 0.50 | 1.00 | 0.12 | 1,234 | 75% | 0.05 | 2.00 x |"
+        "| sync | 2.00 (1.50..2.50) | 25% | 0.50 | 1.00 | 0.12 | 11,184 | 1,234 | 75% | 0.05 "
+        "| 2.00 x |"
     )
     assert len({line.count("|") for line in lines}) == 1
 
