@@ -25,6 +25,10 @@ class Recipe:
     """The share of its teacher's actions that are random instead of right: slips."""
     taught: float = 0.0
     """The share of slips that are taught too, so that the pupil makes them as well."""
+    rounds: float = 0.0
+    """The share of slips that go clockwise round the grid, instead of anywhere. Without a memory a
+    round trip is the best way to search, and so is its mirror image: a pupil that leans to neither
+    stays between the two, on some seeds for longer than it is trained."""
     forgetful: float = 0.0
     """The share of the teacher's notes that are empty or out of date; it goes on from those."""
     steps: int
@@ -37,7 +41,7 @@ class Recipe:
     """The most tokens, the 256 bytes and the special ones included."""
 
     def __post_init__(self) -> None:
-        for name in ("noise", "taught", "forgetful"):
+        for name in ("noise", "taught", "rounds", "forgetful"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadConfig(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         if min(self.steps, self.batch) < 1:
@@ -81,6 +85,7 @@ RECIPES = MappingProxyType(
             strategy="NO_HISTORY",
             noise=0.4,
             taught=1.0,
+            rounds=0.5,
             batch=32,
             steps=150,
         ),

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from envs import TextEnv
 from evalkit.play.strategies import Messages
 from train.errors import BadConfig
 from train.tiny.notes import Notes
@@ -60,7 +61,7 @@ def play(recipe: Recipe, env_seed: int, rng: random.Random) -> tuple[Lesson, ...
         meant = rng.random() >= recipe.noise
         known = Notes.read(history.notes).seen(observation) if recipe.keeps_notes else None
         right = known.action(observation) if known else env.oracle()
-        action = right if meant else rng.choice(env.legal_actions())
+        action = right if meant else _slip(recipe, env, rng)
         reply = env.format_action(action)
         if known is not None:
             written = str(dataclasses.replace(known, last=action))
@@ -73,3 +74,18 @@ def play(recipe: Recipe, env_seed: int, rng: random.Random) -> tuple[Lesson, ...
         observation, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
     return tuple(lessons)
+
+
+def _slip(recipe: Recipe, env: TextEnv, rng: random.Random) -> str:
+    """Return an action that is not meant: one of all, or the next one of a round trip."""
+    if not recipe.rounds or rng.random() >= recipe.rounds:
+        return rng.choice(env.legal_actions())
+    row, column = divmod(env.state()["cell"], recipe.args["size"])
+    last = recipe.args["size"] - 1
+    if row == 0 and column < last:
+        return "right"
+    if column == last and row < last:
+        return "down"
+    if row == last and column > 0:
+        return "left"
+    return "up"

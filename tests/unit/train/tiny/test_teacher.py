@@ -100,3 +100,23 @@ def test_an_env_without_a_rule_for_notes_is_refused() -> None:
     noted = dataclasses.replace(recipe("tic_tac_toe"), strategy="SCRATCHPAD")
     with pytest.raises(BadConfig, match="takes notes in key_door, not tic_tac_toe"):
         play(noted, 2**31, random.Random(0))
+
+
+def test_slips_that_go_round_follow_the_border_clockwise() -> None:
+    lost = dataclasses.replace(recipe("key_door"), noise=1.0, taught=1.0, rounds=1.0)
+    env = lost.make_env()
+    for env_seed in range(2**31, 2**31 + 20):
+        observation, _ = env.reset(seed=env_seed)
+        for lesson in play(lost, env_seed, random.Random(0)):
+            row, column = divmod(env.state()["cell"], 3)
+            action = env.parse(lesson.reply).action
+            assert action == {
+                (0, 0): "right",
+                (0, 1): "right",
+                (0, 2): "down",
+                (1, 2): "down",
+                (2, 2): "left",
+                (2, 1): "left",
+            }.get((row, column), "up")
+            assert observation in str(lesson.messages)
+            observation, *_ = env.step(action)
