@@ -1,4 +1,4 @@
-"""What simple policies reach in the shipped games: `python -m envs.baselines` prints the tables.
+"""What simple policies reach in the shipped envs: `python -m envs.baselines` prints the tables.
 
 Lives here: policies that read nothing but the observation, one without and one with a memory, and
 the measurement. They show what a setting demands: where the memoryless one succeeds, success says
@@ -21,6 +21,7 @@ from typing import Any
 from envs.base import TextEnv
 from envs.games.key_door import BUMPED, DOOR_HERE, HANDS, KEY_HERE, MOVES, STEPS
 from envs.games.tic_tac_toe import OPPONENTS, TicTacToe
+from envs.games.wordle_players import RememberingGuesser, forgetful_guesser
 from envs.playing import Policy, oracle_policy, play, random_policy
 from envs.registry import make
 
@@ -265,12 +266,29 @@ def baseline_table(seeds: int) -> list[Row]:
     return rows
 
 
+def more_table(seeds: int) -> list[Row]:
+    """Measure random and oracle in the other envs; in wordle, guessing without and with a memory.
+
+    Where actions are open-ended, random draws from the sample that `legal_actions` is.
+    """
+    rows = []
+    for name in ("wordle", "gsm8k", "function_calling", "tool_test"):
+        env = make(name)
+        players = {"random": _always(random_policy(random.Random(0)))}
+        if name == "wordle":
+            players["memoryless"] = _always(forgetful_guesser(random.Random(0)))
+            players["remembering"] = RememberingGuesser
+        players["oracle"] = _always(oracle_policy)
+        rows += [measure(name, env, who, fresh, seeds=seeds) for who, fresh in players.items()]
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print both tables as Markdown."""
+    """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m envs.baselines", description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=3000, help="episodes a row (default 3000)")
     seeds = parser.parse_args(arguments).seeds
-    for table in (baseline_table, memory_table):
+    for table in (baseline_table, more_table, memory_table):
         head = "| setting | policy | success [95 %] | return | turns |\n|---|---|---|---|---|\n"
         sys.stdout.write(head + "".join(f"{row}\n" for row in table(seeds)) + "\n")
 

@@ -5,6 +5,7 @@ Knows every shipped env by name and imports it only when asked.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -22,7 +23,13 @@ from envs.base import TextEnv
 SHIPPED: dict[str, str] = {
     "key_door": "envs.games.key_door:KeyDoor",
     "tic_tac_toe": "envs.games.tic_tac_toe:TicTacToe",
+    "wordle": "envs.games.wordle:Wordle",
+    "gsm8k": "envs.tasks.gsm8k:Gsm8k",
+    "function_calling": "envs.tasks.function_calling:FunctionCalling",
+    "tool_test": "envs.tasks.tool_test:ToolTest",
 }
+ALIASES: dict[str, str] = {"bfcl": "function_calling", "bfcl_single_turn": "function_calling"}
+"""Other names of shipped envs, as `shipped_id` reads them."""
 
 
 class UnknownEnv(ValueError):
@@ -61,13 +68,15 @@ def env_class(name: str) -> type[TextEnv]:
         UnknownEnv: nothing goes by that name.
 
     """
-    target = SHIPPED.get(name, name)
+    target = SHIPPED.get(shipped_id(name) or "", name)
     place, colon, attribute = target.rpartition(":")
     if not colon or not place or not attribute:
         known = ", ".join(sorted(SHIPPED))
+        near = difflib.get_close_matches(_plain(name), [*SHIPPED, *ALIASES], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnknownEnv(
             f"no env is called {name!r}: known are {known}; "
-            f"your own goes by pkg.module:Class or path/to/file.py:Class"
+            f"your own goes by pkg.module:Class or path/to/file.py:Class{hint}"
         )
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     found = getattr(module, attribute, None)
@@ -78,23 +87,44 @@ def env_class(name: str) -> type[TextEnv]:
     return found
 
 
+def shipped_id(name: str) -> str | None:
+    """Return the id of the shipped env that goes by `name`, if one does.
+
+    Case, hyphens and the prefix of verifiers do not matter: `vf-wordle`, `vf_wordle` and `Wordle`
+    are wordle; `bfcl` and `bfcl-single-turn` are function_calling.
+    """
+    plain = _plain(name)
+    found = ALIASES.get(plain, plain)
+    return found if found in SHIPPED else None
+
+
 def digest(env: TextEnv) -> str:
     """Name what an env is: 16 hexadecimal digits over its id, version, parameters and source.
 
     The source is that of the modules of its class and of every class it inherits from; one that
-    cannot be read (a class typed into a prompt) does not count.
+    cannot be read (a class typed into a prompt) does not count. An env that plays what else it
+    reads has a method `data_digest`, which names that: it counts too. Parameters that only say
+    where it lies, which the env names in `data_params`, do not.
     """
     modules = {cls.__module__ for cls in type(env).__mro__ if issubclass(cls, TextEnv)}
     sources = [_source(name) for name in sorted(modules)]
-    described = json.dumps(
-        [type(env).__qualname__, env.version, env.params, sources], sort_keys=True, default=str
-    )
+    places = getattr(env, "data_params", ())
+    params = {name: value for name, value in env.params.items() if name not in places}
+    parts: list[Any] = [type(env).__qualname__, env.version, params, sources]
+    data_digest = getattr(env, "data_digest", None)
+    if data_digest is not None:
+        parts.append(data_digest())
+    described = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def env_id(env: TextEnv) -> str:
     """Return the env's own id, or its class name in lower case where it has none."""
     return getattr(env, "id", None) or type(env).__name__.lower()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_").removeprefix("vf_")
 
 
 def _source(module: str) -> str:

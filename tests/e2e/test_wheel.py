@@ -14,6 +14,8 @@ IMPORTED = """
 import sys, envs, evalkit, evalkit.cli, serve, serve.cli, serve.testing, train
 loaded = {name.split(".")[0] for name in sys.modules}
 assert loaded.isdisjoint({"torch", "vllm", "modal", "pandas", "trl", "transformers"}), loaded
+from envs.registry import SHIPPED
+assert all(envs.make(name).reset(seed=0)[0] for name in SHIPPED)
 from evalkit import evaluate
 run = evaluate("oracle", "key_door", seeds="0:20", out=sys.argv[1])
 assert run.summary[0]["success_rate"] == 1.0

@@ -14,6 +14,7 @@ from envs.baselines import (
     main,
     memory_table,
     memoryless,
+    more_table,
     wilson,
 )
 from envs.games.key_door import STEPS, KeyDoor
@@ -32,6 +33,11 @@ def memory_rows() -> Rows:
 @pytest.fixture(scope="module")
 def baseline_rows() -> Rows:
     return {(row.setting, row.policy): row for row in baseline_table(3000)}
+
+
+@pytest.fixture(scope="module")
+def more_rows() -> Rows:
+    return {(row.setting, row.policy): row for row in more_table(3000)}
 
 
 @pytest.mark.parametrize("size", range(2, 10))
@@ -89,9 +95,19 @@ def test_baselines_stand_where_they_must(baseline_rows: Rows) -> None:
         assert best.mean_return > baseline_rows[f"tic_tac_toe, {opponent}", "perfect"].mean_return
 
 
-def test_the_readme_shows_what_is_measured(baseline_rows: Rows, memory_rows: Rows) -> None:
+def test_memory_tells_in_wordle(more_rows: Rows) -> None:
+    assert more_rows["wordle", "memoryless"].interval[1] < 0.75
+    assert more_rows["wordle", "remembering"].interval[0] > 0.95
+    for name in ("wordle", "gsm8k", "function_calling", "tool_test"):
+        assert more_rows[name, "oracle"].successes == 3000
+        assert more_rows[name, "oracle"].mean_return == 1.0
+
+
+def test_the_readme_shows_what_is_measured(
+    baseline_rows: Rows, more_rows: Rows, memory_rows: Rows
+) -> None:
     readme = README.read_text().splitlines()
-    for row in [*baseline_rows.values(), *memory_rows.values()]:
+    for row in [*baseline_rows.values(), *more_rows.values(), *memory_rows.values()]:
         assert str(row) in readme
 
 
@@ -100,12 +116,12 @@ def test_the_readme_shows_the_recipe() -> None:
     assert f"```python\n{recipe}```" in README.read_text()
 
 
-def test_main_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--seeds", "20"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("| setting | policy | success [95 %] | return | turns |") == 2
+    assert lines.count("| setting | policy | success [95 %] | return | turns |") == 3
     assert len([line for line in lines if line.startswith("| key_door")]) == 4
-    assert len([line for line in lines if "| remembering |" in line]) == len(MEMORY_SETTINGS)
+    assert len([line for line in lines if "| remembering |" in line]) == 1 + len(MEMORY_SETTINGS)
 
 
 def test_wilson() -> None:

@@ -8,8 +8,9 @@ import pytest
 import envs
 from envs import BadEnvParams, UnknownEnv, digest, env_class, env_id, make
 from envs.games.key_door import KeyDoor
-from envs.registry import SHIPPED
+from envs.registry import SHIPPED, shipped_id
 
+KNOWN = "function_calling, gsm8k, key_door, tic_tac_toe, tool_test, wordle"
 THEIR_ENV = Path(__file__).parent / "their_env.py"
 
 
@@ -18,6 +19,29 @@ def test_shipped_envs_go_by_their_id(name: str) -> None:
     env = make(name)
     assert env_id(env) == env.id == name
     assert make(name, **env.params).params == env.params
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("vf-wordle", "wordle"),
+        ("vf_wordle", "wordle"),
+        ("Wordle", "wordle"),
+        ("vf-gsm8k", "gsm8k"),
+        ("bfcl", "function_calling"),
+        ("bfcl-single-turn", "function_calling"),
+        ("vf-bfcl-single-turn", "function_calling"),
+        ("tool-test", "tool_test"),
+        ("vf_tool_test", "tool_test"),
+        ("key-door", "key_door"),
+    ],
+)
+def test_an_env_goes_by_its_names_elsewhere(name: str, known: str) -> None:
+    assert shipped_id(name) == env_id(make(name)) == known
+
+
+def test_no_other_name_is_a_shipped_one() -> None:
+    assert [shipped_id(name) for name in ("maze", "", "vf-", "vf-vf-wordle")] == [None] * 4
 
 
 def test_an_env_goes_by_module_and_class() -> None:
@@ -36,7 +60,10 @@ def test_an_env_goes_by_file_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("maze", "no env is called 'maze': known are key_door, tic_tac_toe; your own goes by"),
+        ("maze", f"no env is called 'maze': known are {KNOWN}; your own goes by"),
+        ("wordel", "path/to/file.py:Class; did you mean 'wordle'?"),
+        ("vf-gsm-8k", "did you mean 'gsm8k'?"),
+        ("bfcl_single", "did you mean 'bfcl_single_turn'?"),
         ("", "no env is called ''"),
         (":KeyDoor", "no env is called ':KeyDoor'"),
         ("envs.games.key_door:", "no env is called"),
@@ -100,7 +127,7 @@ def test_importing_envs_pulls_in_no_game_and_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(shown.stdout.split())
     heavy = {"torch", "vllm", "numpy", "pydantic", "httpx", "asyncio"}
-    assert not loaded & (heavy | {"envs.games.key_door", "envs.testing"})
+    assert not loaded & (heavy | {"envs.games.key_door", "envs.tasks", "envs.testing"})
 
 
 def test_everything_public_is_there() -> None:

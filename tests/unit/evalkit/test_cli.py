@@ -65,7 +65,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--model", "script:absent.txt", *SMALL], "script:absent.txt"),
     (["--model", "random", *RANDOM], "two models go by the same name"),
     (["--model", "human", *RANDOM], "a human plays alone"),
-    (words("--model random --env chess"), "no env is called 'chess': known are key_door"),
+    (words("--model random --env chess"), "no env is called 'chess': known are function_calling"),
     (words("--model random --env nowhere.at.all:Env"), "no module named 'nowhere'"),
     (words("--model random --env absent.py:Env"), "no file absent.py"),
     (words("--model random --env json:JSONDecoder"), "is not a subclass of envs.TextEnv"),
@@ -340,7 +340,7 @@ def test_envs_lists_what_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(line.split()[0] for line in lines)
-    assert lines[0].startswith("key_door  version 1  size=4 max_turns=35")
+    assert "key_door  version 1  size=4 max_turns=35 show_position=True show_moves=True" in lines
 
 
 def test_check_env_says_whether_an_env_keeps_its_contract(
