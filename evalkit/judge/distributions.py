@@ -1,6 +1,6 @@
-"""Quantiles of the normal and of Student's t, without scipy. Must not know of intervals.
+"""Quantiles and tails of the normal, Student's t and the beta, without scipy.
 
-Every function is pure; probabilities are in (0, 1), exclusive.
+Every function is pure; probabilities are in (0, 1), exclusive. Must not know of intervals.
 """
 
 import math
@@ -48,6 +48,37 @@ def critical_t(level: float, df: float) -> float:
 def critical_z(level: float) -> float:
     """Return the z with a share `level` between -z and z. Raises ValueError outside (0, 1)."""
     return normal_quantile(0.5 + require_level(level) / 2.0)
+
+
+def normal_tail(z: float) -> float:
+    """P(Z > z) of a standard normal."""
+    return 0.5 * math.erfc(z / math.sqrt(2.0))
+
+
+def student_t_tail(t: float, df: float) -> float:
+    """P(T > t) of Student's t with `df` > 0 degrees of freedom. Raises ValueError for `df` <= 0."""
+    if not df > 0.0:
+        raise ValueError(f"expected df > 0, got {df}")
+    if math.isinf(t) or abs(t) < 1e-100:  # the square of a smaller one may be 0
+        return float(t < 0.0) if math.isinf(t) else 0.5
+    tail = normal_tail(abs(t)) if df >= 1e12 else 0.5 * _two_sided_tail(abs(t), df)
+    return tail if t > 0.0 else 1.0 - tail
+
+
+def beta_cdf(x: float, a: float, b: float) -> float:
+    """Return the regularised incomplete beta I_x(a, b); `a` and `b` are positive.
+
+    Raises ValueError for an `x` outside [0, 1] or parameters that are not positive.
+    """
+    if not (0.0 <= x <= 1.0 and a > 0.0 and b > 0.0):
+        raise ValueError(f"expected 0 <= x <= 1 and a, b > 0, got {(x, a, b)}")
+    if x in (0.0, 1.0):
+        return x
+    norm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = math.exp(norm + a * math.log(x) + b * math.log1p(-x))
+    if x < (a + 1.0) / (a + b + 2.0):
+        return front * _beta_fraction(x, a, b) / a
+    return 1.0 - front * _beta_fraction(1.0 - x, b, a) / b
 
 
 def require_level(level: float) -> float:

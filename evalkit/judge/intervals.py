@@ -41,6 +41,22 @@ class IntervalMethod(StrEnum):
     """Bias-corrected and accelerated bootstrap over seeds."""
     TANGO = "tango"
     """Tango's score interval of a paired difference of rates."""
+    NEWCOMBE = "newcombe"
+    """Newcombe's hybrid of two Wilson intervals, for a paired difference of rates."""
+    CLOPPER_PEARSON = "clopper-pearson"
+    """Exact interval of a rate: inverts two one-sided binomial tests."""
+    MID_P = "mid-p"
+    """Clopper and Pearson's, counting half of the observed outcome's probability."""
+    JEFFREYS = "jeffreys"
+    """Equal-tailed posterior interval of a rate under a Beta(1/2, 1/2) prior."""
+    AGRESTI_COULL = "agresti-coull"
+    """Wald's interval of a rate after adding z^2 / 2 successes and failures."""
+    BLAKER = "blaker"
+    """Exact interval of a rate: inverts one two-sided binomial test."""
+    BLAKER_ADJUSTED = "blaker-adjusted"
+    """Blaker's at a slightly larger alpha, for coverage around the level rather than above it."""
+    BETTING = "betting"
+    """Confidence sequence: valid at all looks together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from evalkit.judge.intervals import (
     MeanEstimate,
     clustered_mean,
     require_finite,
+    wilson,
 )
 
 _ENUMERATED_BITS = 16
@@ -80,6 +81,38 @@ def paired_difference_interval(
     return Interval(lo=lo, hi=hi, method=IntervalMethod.TANGO, level=level)
 
 
+def newcombe_difference_interval(
+    both: int, a_only: int, b_only: int, neither: int, level: float = 0.95
+) -> Interval:
+    """Newcombe's hybrid score interval of the success rate of B minus that of A on shared seeds.
+
+    Joins the Wilson intervals of both arms, with the correlation of the pairs. Beside Tango's as a
+    check in closed form; it covers slightly less. [-1, 1] without data.
+
+    Raises ValueError for negative counts.
+    Source: Newcombe 1998, Statistics in Medicine 17:2635, method 10.
+    """
+    if min(both, a_only, b_only, neither) < 0:
+        raise ValueError(f"expected counts >= 0, got {(both, a_only, b_only, neither)}")
+    method, n = IntervalMethod.NEWCOMBE, both + a_only + b_only + neither
+    if n == 0:
+        return Interval(lo=-1.0, hi=1.0, method=method, level=level)
+    of_a, of_b = wilson(both + a_only, n, level), wilson(both + b_only, n, level)
+    rate_a, rate_b = (both + a_only) / n, (both + b_only) / n
+    phi = _corrected_phi(both, a_only, b_only, neither)
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2.0 * phi * one * other + other * other))
+
+    diff = rate_b - rate_a
+    return Interval(
+        lo=max(-1.0, diff - reach(rate_b - of_b.lo, of_a.hi - rate_a)),
+        hi=min(1.0, diff + reach(of_b.hi - rate_b, rate_a - of_a.lo)),
+        method=method,
+        level=level,
+    )
+
+
 def clustered_difference(diffs_by_seed: Floats, level: float = 0.95) -> MeanEstimate:
     """Estimate the mean paired difference, with its t interval over seeds.
 
@@ -129,6 +162,27 @@ def paired_counts(a: Floats, b: Floats) -> tuple[int, int, int, int]:
         cells[(not won_a) * 2 + (not won_b)] += 1
     both, a_only, b_only, neither = cells
     return both, a_only, b_only, neither
+
+
+def tango_score(difference: float, a_only: int, b_only: int, n: int) -> float:
+    """Return Tango's standardised distance of the observed difference B - A from a supposed one.
+
+    Standard normal if the supposition is true; `paired_difference_interval` inverts it.
+    Raises ValueError for negative counts, more discordant seeds than `n`, or no seed at all.
+    """
+    if min(a_only, b_only) < 0 or n < max(1, a_only + b_only):
+        raise ValueError(f"expected 0 <= a_only + b_only <= n, n >= 1, got {(a_only, b_only, n)}")
+    return _score(difference, a_only, b_only, n)
+
+
+def _corrected_phi(both: int, a_only: int, b_only: int, neither: int) -> float:
+    margins = (both + a_only) * (b_only + neither) * (both + b_only) * (a_only + neither)
+    if not margins:
+        return 0.0
+    association: float = both * neither - a_only * b_only
+    if association > 0:
+        association = max(0.0, association - 0.5 * (both + a_only + b_only + neither))
+    return association / math.sqrt(margins)
 
 
 def _upper_difference(a_only: int, b_only: int, n: int, z: float) -> float:

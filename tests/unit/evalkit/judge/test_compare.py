@@ -218,7 +218,7 @@ _MIRROR = {
 }
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.one_of(_outcome_pairs.map(lambda p: (p, True)), _score_pairs.map(lambda p: (p, False))))
 def test_swapping_the_arms_mirrors_the_comparison(
     case: tuple[list[tuple[float, float]], bool],

@@ -1,17 +1,20 @@
-"""Quantiles against scipy, over the whole range that intervals and power use."""
+"""Quantiles and tails against scipy, over the whole range that intervals and power use."""
 
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from evalkit.judge.distributions import (
+    beta_cdf,
     critical_t,
     critical_z,
     normal_quantile,
+    normal_tail,
     student_t_quantile,
+    student_t_tail,
 )
 
 _DFS = [1, 1.5, 2, 3, 4, 5, 7, 10, 19, 20, 39.9, 40, 100, 499, 1e3, 1e4, 99_999, 1e5, 1e6, 1e8]
@@ -68,3 +71,30 @@ def test_degrees_of_freedom_must_be_positive(df: float) -> None:
 def test_a_level_is_a_share(level: float) -> None:
     with pytest.raises(ValueError, match="confidence level"):
         critical_z(level)
+
+
+@settings(deadline=None)
+@given(st.floats(-60, 60), st.floats(0.5, 1e6))
+def test_the_tail_of_t_equals_scipy(t: float, df: float) -> None:
+    assert student_t_tail(t, df) == pytest.approx(float(stats.t.sf(t, df)), rel=1e-9, abs=1e-12)
+
+
+def test_the_tail_of_t_at_its_ends() -> None:
+    assert student_t_tail(math.inf, 3) == 0.0
+    assert student_t_tail(-math.inf, 3) == 1.0
+    assert student_t_tail(1.5, 1e13) == normal_tail(1.5)
+    assert normal_tail(1.5) == pytest.approx(float(stats.norm.sf(1.5)), rel=1e-12)
+    with pytest.raises(ValueError, match="df"):
+        student_t_tail(1.0, 0.0)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1), st.floats(0.5, 500), st.floats(0.5, 500))
+def test_the_incomplete_beta_equals_scipy(x: float, a: float, b: float) -> None:
+    assert beta_cdf(x, a, b) == pytest.approx(float(stats.beta.cdf(x, a, b)), abs=1e-9)
+
+
+@pytest.mark.parametrize(("x", "a", "b"), [(-0.1, 1, 1), (1.1, 1, 1), (0.5, 0, 1), (0.5, 1, 0)])
+def test_the_incomplete_beta_is_checked(x: float, a: float, b: float) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        beta_cdf(x, a, b)

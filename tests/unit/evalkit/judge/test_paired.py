@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from evalkit.judge.intervals import Interval, IntervalMethod
 from evalkit.judge.paired import (
     McNemar,
     clustered_difference,
     mcnemar,
+    newcombe_difference_interval,
     paired_counts,
     paired_difference_interval,
     sign_flip_permutation,
+    tango_score,
 )
 
 _counts = st.integers(0, 40)
@@ -217,3 +220,58 @@ def test_sign_flip_memory_is_bounded() -> None:
 
 def test_counts_of_pairs() -> None:
     assert paired_counts([1, 1, 0, 0, 1], [1, 0, 1, 0, 0]) == (1, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ((36, 2, 12, 0), (0.0569, 0.3404)),  # Newcombe 1998, table II, method 10
+        ((1, 7, 1, 12), (-0.507, -0.026)),  # Fagerland et al. 2014, airway hyper-responsiveness
+    ],
+)
+def test_newcombe_equals_what_was_published(
+    cells: tuple[int, int, int, int], expected: tuple[float, float]
+) -> None:
+    interval = newcombe_difference_interval(*cells)
+    assert interval.method is IntervalMethod.NEWCOMBE
+    assert (interval.lo, interval.hi) == pytest.approx(expected, abs=5e-4)
+
+
+@settings(deadline=None)
+@given(_counts, _counts, _counts, _counts)
+def test_newcombe_is_symmetric_and_holds_the_difference(
+    both: int, a_only: int, b_only: int, neither: int
+) -> None:
+    n = max(1, both + a_only + b_only + neither)
+    interval = newcombe_difference_interval(both, a_only, b_only, neither)
+    mirrored = newcombe_difference_interval(both, b_only, a_only, neither)
+    flipped = newcombe_difference_interval(neither, b_only, a_only, both)
+    assert -1.0 <= interval.lo <= (b_only - a_only) / n <= interval.hi <= 1.0
+    assert (interval.lo, interval.hi) == pytest.approx((-mirrored.hi, -mirrored.lo), abs=1e-12)
+    assert (flipped.lo, flipped.hi) == pytest.approx((-interval.hi, -interval.lo), abs=1e-12)
+
+
+def test_newcombe_without_correlation_is_that_of_independent_arms() -> None:
+    """With phi = 0 it is the unpaired hybrid interval, which statsmodels has."""
+    expected = confint_proportions_2indep(20, 40, 10, 40, method="newcomb", compare="diff")
+    interval = newcombe_difference_interval(5, 5, 15, 15)  # 5 * 15 = 5 * 15
+    assert (interval.lo, interval.hi) == pytest.approx(expected, abs=1e-9)
+
+
+def test_newcombe_without_data_says_nothing() -> None:
+    interval = newcombe_difference_interval(0, 0, 0, 0)
+    assert (interval.lo, interval.hi) == (-1.0, 1.0)
+    with pytest.raises(ValueError, match="counts"):
+        newcombe_difference_interval(0, -1, 0, 0)
+
+
+@pytest.mark.parametrize("cells", [(10, 3, 9, 8), (50, 0, 4, 46), (0, 12, 1, 7)])
+def test_the_interval_ends_where_the_score_is_critical(cells: tuple[int, int, int, int]) -> None:
+    interval = paired_difference_interval(*cells)
+    scores = [
+        tango_score(end, cells[1], cells[2], sum(cells)) for end in (interval.lo, interval.hi)
+    ]
+    assert scores == pytest.approx([1.959963985, -1.959963985], abs=1e-6)
+    assert tango_score(0.0, 4, 13, 40) == pytest.approx(9 / math.sqrt(17), abs=1e-12)
+    with pytest.raises(ValueError, match="n >= 1"):
+        tango_score(0.0, 3, 3, 5)
