@@ -7,50 +7,54 @@ imported by the command that needs them, so that `--help` is instant.
 
 from __future__ import annotations
 
-import argparse
-import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from evalkit.arguments import (
+    NOT_GIVEN,
+    Parser,
+    add_limits,
+    add_target,
+    env_args,
+    limit_options,
+    merged,
+    run_parser,
+    settings,
+)
 from evalkit.errors import BadConfig, EvalkitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from evalkit.run import Run
+    from evalkit.sharded import Fleet, PlayedShard
     from evalkit.show.report import Report
 
-NOT_GIVEN = argparse.SUPPRESS
-EXAMPLES = """\
-examples:
-  python -m evalkit --model http://127.0.0.1:8000 --env key_door -n 200
-  python -m evalkit --model URL --env key_door --strategy NO_HISTORY,SCRATCHPAD
-  python -m evalkit --model A=URL#base --model B=URL#trained --env tic_tac_toe
-  python -m evalkit --model oracle --env key_door --env-arg size=5
+    Containers = Callable[[Sequence[str]], Fleet]
+    """Makes the fleet on Modal, from the names of the secrets it shall have."""
 
-commands: resume, replay, compare, check-env, envs (each with --help)
-"""
+T = TypeVar("T")
+DEFAULT_SHARDS = 8
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors as one line."""
+def main(argv: Sequence[str] | None = None, containers: Containers | None = None) -> int:
+    """Carry out a command line; return the exit code.
 
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise BadConfig(f"{message} (see --help)")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command line; return the exit code."""
+    `containers` is given where a program that Modal started calls: shards are played there.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    command = COMMANDS.get(words[0]) if words else None
     try:
-        if command is not None:
-            return command(words[1:])
-        return run_command(words)
+        if words and words[0] in COMMANDS:
+            return COMMANDS[words[0]](words[1:])
+        if words and words[0] == "resume":
+            return resume_command(words[1:], containers)
+        return run_command(words[1:] if words[:1] == ["run"] else words, containers)
     except UsageError as error:
         return _fail(error, 2)
     except EvalkitError as error:
@@ -62,146 +66,80 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_command(words: Sequence[str]) -> int:
+def run_command(words: Sequence[str], containers: Containers | None = None) -> int:
     """Play a new run and report it."""
     parser = run_parser()
     if not words:
         parser.print_help()
         return 2
     typed = vars(parser.parse_args(words))
+    place = Place.taken_from(typed, there=containers is not None)
     from evalkit.config import RunConfig, load_yaml  # noqa: PLC0415
-    from evalkit.run import start  # noqa: PLC0415
+    from evalkit.environment import load_env_file  # noqa: PLC0415
 
+    load_env_file(Path(".env"))
     file = typed.pop("config", None)
     values = merged(settings(load_yaml(Path(file)) if file else {}), settings(typed))
     for required in ("model", "env"):
         if required not in values:
             raise BadConfig(f"--{required} is missing (see --help)")
     config = RunConfig.read(values, file or "command line")
-    return _played(start(config, show=sys.stderr))
+    if place.target == "modal" and containers is None:
+        return _through_modal("evaluate", words, detach=place.detach)
+    from evalkit.record.shard import Shard  # noqa: PLC0415
+    from evalkit.run import start  # noqa: PLC0415
+
+    if place.shard is None and place.procs is None and place.target != "modal":
+        return _played(start(config, show=sys.stderr))
+    from evalkit.sharded import start_shard, start_sharded  # noqa: PLC0415
+
+    if place.shard is not None:
+        return _shard_played(start_shard(config, Shard.parse(place.shard), show=sys.stderr))
+    asked = place.shards if place.procs is None else place.procs
+    count = min(DEFAULT_SHARDS, len(config.seeds)) if asked is None else asked
+    fleet = place.fleet(containers)
+    return _played(start_sharded(config, count, fleet, show=sys.stderr))
 
 
-def run_parser() -> Parser:
-    """Return the parser of the default command."""
-    parser = Parser(
-        prog="evalkit",
-        description="Play episodes against any OpenAI-compatible URL and compare honestly.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=NOT_GIVEN,
-        allow_abbrev=False,
-    )
-    _add_task(parser)
-    _add_sampling(parser)
-    _add_limits(parser)
-    return parser
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the episodes are to be played, and by how many."""
+
+    target: str | None
+    procs: int | None = None
+    shard: str | None = None
+    shards: int | None = None
+    secret: Sequence[str] = ()
+    detach: bool = False
+
+    @classmethod
+    def taken_from(cls, typed: dict[str, Any], *, there: bool) -> Place:
+        """Take what says where out of what was typed; `there` is a program that Modal started.
+
+        Raises:
+            BadConfig: one needs the other target.
+
+        """
+        names = ("procs", "shard", "shards", "secret", "detach")
+        said = {name: typed.pop(name) for name in names if name in typed}
+        target = typed.pop("target", "modal" if there else None)
+        place = cls(target=target, **said)
+        if place.target == "modal" and (place.procs is not None or place.shard is not None):
+            raise BadConfig("--target modal takes --shards; --procs and --shard play here")
+        if place.target != "modal" and (place.shards is not None or place.secret or place.detach):
+            raise BadConfig("--shards, --secret and --detach need --target modal")
+        return place
+
+    def fleet(self, containers: Containers | None) -> Fleet:
+        """Return what plays the shards: `containers`, or else processes."""
+        if containers is not None:
+            return containers(self.secret)
+        from evalkit.processes import Processes  # noqa: PLC0415
+
+        return Processes()
 
 
-def _add_task(parser: Parser) -> None:
-    """Add who plays what, on which seeds."""
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML with any of these settings; the command line wins")
-    add(
-        "--model",
-        action="append",
-        metavar="[LABEL=]URL[#NAME]",
-        help="server and model (twice or more: arms); or random, oracle, noop, human, script:FILE",
-    )
-    add("--env", help="key_door, tic_tac_toe, pkg.module:Class or path/to/file.py:Class")
-    add("--env-arg", action="append", metavar="NAME=VALUE", help="parameter of the env")
-    add(
-        "--strategy",
-        action="append",
-        metavar="NAME[,NAME]",
-        help="NO_HISTORY, FULL_HISTORY, SCRATCHPAD, OPTIMAL_SCRATCHPAD, WINDOW(k), SUMMARY(k); "
-        "several are arms",
-    )
-    add(
-        "--guided",
-        nargs="?",
-        const="on",
-        metavar="on|off|off,on",
-        help="the server may only answer in the env's format; off,on plays both as arms",
-    )
-    seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("-n", type=int, metavar="N", help="env seeds 0 to N-1 (default 100)")
-    seeds.add_argument("--seeds", metavar="A:B", help="env seeds A to B-1, or a comma list")
-    add("-k", type=int, help="repetitions of every seed (default 1)")
-    add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
-
-
-def _add_sampling(parser: Parser) -> None:
-    """Add how the model is asked."""
-    add = parser.add_argument
-    add("--temperature", type=optional_float, help="default 0.1; 'none' leaves it to the server")
-    add("--top-p", type=optional_float)
-    add("--max-tokens", type=optional_int, help="per completion (default 256)")
-    add("--extra-body", type=json_object, metavar="JSON", help="further fields of every request")
-    add(
-        "--keep-reasoning",
-        action=argparse.BooleanOptionalAction,
-        help="keep reasoning in the history",
-    )
-    add("--run-seed", type=int, help="seed of the sampling (default 0)")
-
-
-def _add_limits(parser: Parser) -> None:
-    """Add what cannot change a result."""
-    add = parser.add_argument
-    add("-c", "--concurrency", type=int, metavar="C", help="episodes at once (default 64)")
-    add(
-        "--api-key-env",
-        action="append",
-        metavar="[LABEL=]VAR",
-        help="environment variable that holds the API key",
-    )
-    add("--timeout-s", type=float, help="for one completion (default 120)")
-    add(
-        "--wait-s",
-        type=float,
-        help="for a server that is away or starting (default 300; for an absent one at first 0)",
-    )
-    add("--attempts", type=int, help="tries of a failing call (default 6)")
-
-
-def settings(typed: dict[str, Any]) -> dict[str, Any]:
-    """Turn what was typed into fields of `RunConfig`."""
-    values = dict(typed)
-    if "n" in values:
-        count = values.pop("n")
-        if type(count) is not int or count < 1:
-            raise BadConfig(f"-n is at least 1, not {count}")
-        values["seeds"] = f"0:{count}"
-    if "env_arg" in values:
-        pairs = values.pop("env_arg")
-        values["env_args"] = env_args([pairs] if isinstance(pairs, str) else pairs)
-    return values
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lay settings over others; parameters of the env one by one."""
-    values = {**base, **over}
-    under = base.get("env_args")
-    if "env_args" in over and isinstance(under, dict):
-        values["env_args"] = {**under, **over["env_args"]}
-    return values
-
-
-def env_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read NAME=VALUE pairs; values are JSON where they parse as it, else texts."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.isidentifier():
-            raise BadConfig(f"--env-arg is NAME=VALUE, not {pair!r}")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = {"True": True, "False": False, "None": None}.get(text, text)
-    return values
-
-
-def resume_command(words: Sequence[str]) -> int:
+def resume_command(words: Sequence[str], containers: Containers | None = None) -> int:
     """Go on with an interrupted run."""
     parser = Parser(
         prog="evalkit resume",
@@ -216,11 +154,43 @@ def resume_command(words: Sequence[str]) -> int:
         metavar="[LABEL=]URL[#NAME]",
         help="where a model that has moved is now",
     )
-    _add_limits(parser)
+    add_limits(parser)
+    add_target(parser)
     typed = vars(parser.parse_args(words))
-    from evalkit.run import resume  # noqa: PLC0415
+    place = Place.taken_from(typed, there=containers is not None)
+    from evalkit.environment import load_env_file  # noqa: PLC0415
+    from evalkit.record.rundir import RunDir  # noqa: PLC0415
 
-    return _played(resume(typed.pop("run"), show=sys.stderr, **typed))
+    load_env_file(Path(".env"))
+    rundir = RunDir.open(typed.pop("run"))
+    manifest = rundir.manifest()
+    if not rundir.shards_path.exists() and manifest.get("shard") is None:
+        from evalkit.run import resume  # noqa: PLC0415
+
+        return _played(resume(rundir.path, show=sys.stderr, **typed))
+    from evalkit.sharded import resume_shard, resume_sharded  # noqa: PLC0415
+
+    if manifest.get("shard") is not None:
+        return _shard_played(resume_shard(rundir.path, show=sys.stderr, **typed))
+    target = place.target or manifest["target"]
+    if target == "modal" and containers is None:
+        return _through_modal("resume", words, detach=place.detach)
+    fleet = place.fleet(containers if target == "modal" else None)
+    options = limit_options(typed)
+    return _played(resume_sharded(rundir.path, fleet, show=sys.stderr, options=options, **typed))
+
+
+def merge_command(words: Sequence[str]) -> int:
+    """Make one run of all of its shards, as if one process had played it."""
+    parser = Parser(prog="evalkit merge", description=merge_command.__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="where OUT/<run_id>/ is made")
+    parser.add_argument(
+        "shard", type=Path, nargs="+", metavar="SHARD", help="the shards' directories"
+    )
+    typed = parser.parse_args(words)
+    from evalkit.sharded import merge  # noqa: PLC0415
+
+    return _played(merge(typed.out, typed.shard))
 
 
 def replay_command(words: Sequence[str]) -> int:
@@ -311,8 +281,7 @@ def envs_command(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run_command,
-    "resume": resume_command,
+    "merge": merge_command,
     "replay": replay_command,
     "compare": compare_command,
     "check-env": check_env_command,
@@ -320,49 +289,53 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def optional_float(text: str) -> float | None:
-    """Read a number, or "none"."""
-    try:
-        return None if text.lower() == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
+def _through_modal(entrypoint: str, words: Sequence[str], *, detach: bool) -> int:
+    """Become the `modal` command that plays the shards in containers."""
+    if find_spec("modal") is None:
+        raise BadConfig("--target modal needs the package modal: install palaestra[modal]")
+    modal = [sys.executable, "-m", "modal", "run", *(["--detach"] if detach else [])]
+    kept = [word for word in words if word != "--detach"]
+    argv = [*modal, "-m", f"evalkit.modal_app::{entrypoint}", *kept]
+    sys.stdout.flush()
+    os.execv(sys.executable, argv)  # noqa: S606 - the user's own modal
 
 
-def optional_int(text: str) -> int | None:
-    """Read a whole number, or "none"."""
-    try:
-        return None if text.lower() == "none" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number or none, not {text!r}") from None
+def _shard_played(work: Coroutine[Any, Any, PlayedShard]) -> int:
+    """Play a shard to its end, and return the exit code."""
+    played = _awaited(work)
+    if isinstance(played, int):
+        return played
+    lost = f", {played.n_error} lost to errors" if played.n_error else ""
+    print(
+        f"{played.path}: {played.n_episodes} episodes of shard {played.shard}{lost}; when all "
+        f"shards are done: python -m evalkit merge OUT SHARD..."
+    )
+    return 1 if played.n_error else 0
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, not {text!r}")
-    return value
-
-
-def _played(work: Coroutine[Any, Any, Run]) -> int:
-    """Play a run to its end, print what it found, and return the exit code."""
+def _awaited(work: Coroutine[Any, Any, T]) -> T | int:
+    """Run a coroutine that SIGTERM cancels; return what it does, or the exit code."""
     import asyncio  # noqa: PLC0415
 
     from evalkit.run import run_async  # noqa: PLC0415
 
-    async def terminable() -> Run:
+    async def terminable() -> T:
         task = asyncio.current_task()
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
     try:
-        run = run_async(terminable())
+        return run_async(terminable())
     except asyncio.CancelledError:
         return 143
+
+
+def _played(work: Coroutine[Any, Any, Run]) -> int:
+    """Play a run to its end, print what it found, and return the exit code."""
+    run = _awaited(work)
+    if isinstance(run, int):
+        return run
     _print_report(run.report, run.path)
     if run.n_error:
         print(

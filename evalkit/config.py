@@ -1,13 +1,11 @@
 """What a run is asked to do: one frozen config, from YAML, the command line or Python.
 
-Environment variables are read here and nowhere else. Importing this module costs pydantic: it is
-imported when a run is about to start, not for `--help`.
+Importing this module costs pydantic: it is imported when a run is about to start, not for `--help`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 
 import orjson
 import yaml
-from platformdirs import user_cache_path
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from evalkit.environment import variable
 from evalkit.errors import BadConfig
 from evalkit.play.strategies import parse_strategy
 
@@ -276,6 +274,24 @@ class RunConfig(BaseModel):
             BadConfig: the variable is not set.
 
         """
+        chosen = self._key_variable(label)
+        if chosen is None:
+            return None
+        key = variable(chosen)
+        if not key:
+            raise BadConfig(f"--api-key-env {chosen}: that environment variable is not set")
+        if not (key.isascii() and key.isprintable()):
+            raise BadConfig(f"--api-key-env {chosen}: the key holds what no HTTP header can carry")
+        return key
+
+    def api_keys(self) -> dict[str, str]:
+        """Return the API keys of all models by their environment variables; see `api_key`."""
+        labels = [label for label, spec in self.models() if spec.is_url]
+        named = {label: name for label in labels if (name := self._key_variable(label))}
+        return {name: self.api_key(label) or "" for label, name in named.items()}
+
+    def _key_variable(self, label: str) -> str | None:
+        """Return the environment variable that is named for a model's key."""
         chosen = None
         for text in self.api_key_env:
             for_label, equals, variable = text.partition("=")
@@ -283,19 +299,7 @@ class RunConfig(BaseModel):
                 chosen = chosen or text
             elif for_label == label:
                 chosen = variable
-        if chosen is None:
-            return None
-        key = os.environ.get(chosen, "").strip()
-        if not key:
-            raise BadConfig(f"--api-key-env {chosen}: that environment variable is not set")
-        if not (key.isascii() and key.isprintable()):
-            raise BadConfig(f"--api-key-env {chosen}: the key holds what no HTTP header can carry")
-        return key
-
-
-def cache_path() -> Path:
-    """Return the folder for what can be computed again: $PALAESTRA_CACHE, or the user's cache."""
-    return Path(os.environ.get("PALAESTRA_CACHE") or user_cache_path("palaestra"))
+        return chosen
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

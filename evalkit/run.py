@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
-from evalkit.config import ModelSpec, RunConfig, cache_path, parse_model
+from evalkit.config import ModelSpec, RunConfig, parse_model
 from evalkit.connect import Connected, connect, require_playable
+from evalkit.environment import cache_path
 from evalkit.errors import BadConfig, EvalkitError, RunFailed, UsageError
 from evalkit.manifest import describe, identities, keep_references, kept_references, now
 from evalkit.play.policy import Policy
@@ -108,20 +109,11 @@ async def start(
     config: RunConfig, *, show: TextIO | None = None, policy: Policy | None = None
 ) -> Run:
     """Carry out a config as a new run."""
-    make_env = env_factory(config)
-    env = make_env()
-    known = await references(make_env, config.seeds, cache=cache_path())
-    run_id = f"{_slug(env_id(env))}-{config.digest(digest(env))}"
-    async with open_arms(config, make_env, run_id, policy) as (arms, connected):
-        own = None if policy is None else type(policy).__qualname__
-        manifest = describe(config, env, run_id, arms, connected, own)
-        rundir = RunDir.create(Path(config.out), run_id, manifest)
-        try:
+    known = await references(env_factory(config), config.seeds, cache=cache_path())
+    async with planned(config, policy) as (arms, manifest):
+        rundir = RunDir.create(Path(config.out), manifest["run_id"], manifest)
+        with discarded_if_refused(rundir):
             return await carry_out(config, rundir, manifest, arms, known, show)
-        except EvalkitError:
-            if _untouched(rundir):
-                rundir.discard()
-            raise
 
 
 async def resume(
@@ -142,25 +134,12 @@ async def resume(
     """
     rundir = RunDir.open(path)
     manifest = rundir.manifest()
-    config = RunConfig.read({**manifest["config"], **limits}, f"{rundir.manifest_path}")
+    if manifest.get("shard") or rundir.shards_path.exists():
+        raise BadConfig(f"{path} is played in shards: python -m evalkit resume {path}")
+    config = reopened(rundir, manifest, model, limits)
     make_env = env_factory(config)
-    if digest(make_env()) != manifest["env"]["digest"]:
-        raise BadConfig(
-            f"the env {config.env} is not what it was when {path} began: start a new run"
-        )
-    if config.digest(manifest["env"]["digest"]) != manifest["config_digest"]:
-        raise BadConfig(
-            f"a script that {path} plays is not what it was, or not there: start a new run"
-        )
-    if manifest["policy"] is not None:
-        raise BadConfig(
-            f"{path} was played by a Python object, {manifest['policy']}: not resumable"
-        )
-    if model is not None:
-        config = config.model_copy(update={"model": _moved(config, model)})
     known = await references(make_env, config.seeds, cache=cache_path())
-    run_id = manifest["run_id"]
-    async with open_arms(config, make_env, run_id, None) as (arms, _):
+    async with open_arms(config, make_env, manifest["run_id"], None) as (arms, _):
         return await carry_out(config, rundir, manifest, arms, known, show)
 
 
@@ -201,6 +180,50 @@ def compare(
     return make_report(numbers, known, kept_references(manifests[0]), pairs)
 
 
+@asynccontextmanager
+async def planned(
+    config: RunConfig, policy: Policy | None = None
+) -> AsyncIterator[tuple[list[Arm], dict[str, Any]]]:
+    """Connect a new run's arms and say in a manifest what it will be; nothing is written yet."""
+    make_env = env_factory(config)
+    env = make_env()
+    run_id = f"{_slug(env_id(env))}-{config.digest(digest(env))}"
+    own = None if policy is None else type(policy).__qualname__
+    async with open_arms(config, make_env, run_id, policy) as (arms, connected):
+        yield arms, describe(config, env, run_id, arms, connected, own)
+
+
+def reopened(
+    rundir: RunDir,
+    manifest: Mapping[str, Any],
+    model: Sequence[str] | None,
+    limits: Mapping[str, Any],
+) -> RunConfig:
+    """Return the config of a run that was begun, if it can still be played as it was.
+
+    Raises:
+        BadConfig: its env or a script is not what it was, or its policy was a Python object.
+
+    """
+    path = rundir.path
+    config = RunConfig.read({**manifest["config"], **limits}, f"{rundir.manifest_path}")
+    if digest(env_factory(config)()) != manifest["env"]["digest"]:
+        raise BadConfig(
+            f"the env {config.env} is not what it was when {path} began: start a new run"
+        )
+    if config.digest(manifest["env"]["digest"]) != manifest["config_digest"]:
+        raise BadConfig(
+            f"a script that {path} plays is not what it was, or not there: start a new run"
+        )
+    if manifest["policy"] is not None:
+        raise BadConfig(
+            f"{path} was played by a Python object, {manifest['policy']}: not resumable"
+        )
+    if model is not None:
+        config = config.model_copy(update={"model": _moved(config, model)})
+    return config
+
+
 async def carry_out(
     config: RunConfig,
     rundir: RunDir,
@@ -210,10 +233,22 @@ async def carry_out(
     show: TextIO | None,
 ) -> Run:
     """Play what is left of a run, then write its tables."""
+    await play_left(config, rundir, arms, config.seeds, show)
+    return Run(rundir.path, finish(rundir, manifest, known))
+
+
+async def play_left(
+    config: RunConfig,
+    rundir: RunDir,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    show: TextIO | None,
+) -> Tally:
+    """Play what a run directory does not hold yet of `seeds`; return what was counted."""
     names = [arm.name for arm in arms]
-    total = len(config.seeds) * config.k * len(arms)
+    total = len(seeds) * config.k * len(arms)
     tally = Tally(total_episodes=total, arms={name: ArmTally() for name in names})
-    keys = episode_keys(config.seeds, config.k, names)
+    keys = episode_keys(seeds, config.k, names)
     say = show.write if show is not None else _silent
     say(f"run {rundir.path}\n")
     try:
@@ -225,12 +260,23 @@ async def carry_out(
             at_once = 1 if human else min(config.concurrency, total)
             await play_all(arms, keys, rundir, tally, concurrency=at_once)
     except (asyncio.CancelledError, EvalkitError) as error:
-        if isinstance(error, asyncio.CancelledError) or not _untouched(rundir):
+        if isinstance(error, asyncio.CancelledError) or not rundir.untouched:
             say(f"stopped; go on with: python -m evalkit resume {rundir.path}\n")
-        if isinstance(error, UsageError) and not _untouched(rundir):
+        if isinstance(error, UsageError) and not rundir.untouched:
             raise RunFailed(str(error)) from error
         raise
-    return Run(rundir.path, finish(rundir, manifest, known))
+    return tally
+
+
+@contextmanager
+def discarded_if_refused(rundir: RunDir) -> Iterator[None]:
+    """Remove a new run's directory if an error ends the block before anything was played."""
+    try:
+        yield
+    except EvalkitError:
+        if rundir.untouched:
+            rundir.discard()
+        raise
 
 
 def finish(rundir: RunDir, manifest: Mapping[str, Any], known: Mapping[str, Reference]) -> Report:
@@ -340,11 +386,6 @@ def _moved(config: RunConfig, model: Sequence[str]) -> tuple[str, ...]:
 
 def _silent(_: str) -> None:
     """Say nothing."""
-
-
-def _untouched(rundir: RunDir) -> bool:
-    files = (rundir.journal_path, rundir.trajectories_path)
-    return all(not file.exists() or file.stat().st_size == 0 for file in files)
 
 
 def _slug(text: str) -> str:

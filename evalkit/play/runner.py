@@ -75,34 +75,36 @@ async def play_all(
     *,
     concurrency: int,
 ) -> None:
-    """Play every episode of `keys` that the run directory does not hold yet.
+    """Play every episode of `keys` that the run directory does not hold yet, and put them in order.
 
     Raises:
         EvalkitError: something that concerns the whole run; what was played until then is kept.
 
     """
-    with Appender(rundir.journal_path) as journal, Appender(rundir.trajectories_path) as file:
-        trajectories = TrajectoryFile(rundir.trajectories_path)
-        _count_finished(trajectories, tally)
-        recorded = _recorded(rundir, arms, trajectories)
-        by_name = {arm.name: _journaled(arm, journal, recorded, tally) for arm in arms}
-        todo = (key for key in keys if key not in trajectories.scored)
-        gate = _FirstAnswer({key.arm for key in trajectories.scored})
+    with Appender(rundir.journal_path) as journal:
+        with Appender(rundir.trajectories_path) as file:
+            trajectories = TrajectoryFile(rundir.trajectories_path)
+            _count_finished(trajectories, tally)
+            recorded = _recorded(rundir, arms, trajectories)
+            by_name = {arm.name: _journaled(arm, journal, recorded, tally) for arm in arms}
+            todo = (key for key in keys if key not in trajectories.scored)
+            gate = _FirstAnswer({key.arm for key in trajectories.scored})
 
-        async def worker() -> None:
-            for key in todo:
-                trajectory = await play(by_name[key.arm], key)
-                gate.check(trajectory)
-                trajectories.append(file, trajectory)
-                tally.add(trajectory)
+            async def worker() -> None:
+                for key in todo:
+                    trajectory = await play(by_name[key.arm], key)
+                    gate.check(trajectory)
+                    trajectories.append(file, trajectory)
+                    tally.add(trajectory)
 
-        try:
-            with rare_collections():
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(concurrency):
-                        group.create_task(worker())
-        except BaseExceptionGroup as several:
-            raise first_error(several, EvalkitError) from several
+            try:
+                with rare_collections():
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(concurrency):
+                            group.create_task(worker())
+            except BaseExceptionGroup as several:
+                raise first_error(several, EvalkitError) from several
+        trajectories.arrange()  # under the journal's lock: nobody else plays this run meanwhile
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 manifest.json       what was asked, of whom, with what versions
 journal.jsonl       one line per answered call
-trajectories.jsonl  one line per finished episode, in the order in which they finished
+trajectories.jsonl  one line per finished episode, in the order in which they finished; once all
+                    are played, put into the order of `Key`, the last line of each
 *.csv, report.md    made from the trajectories at the end, in the order of `Key`
+shards/             the shards of a run that is being played by several, until they are merged
 """
 
 from __future__ import annotations
@@ -77,6 +79,17 @@ class RunDir:
         """Where the trajectories lie."""
         return self.path / "trajectories.jsonl"
 
+    @property
+    def shards_path(self) -> Path:
+        """Where the shards lie while several play the run."""
+        return self.path / "shards"
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was played yet."""
+        files = (self.journal_path, self.trajectories_path)
+        return all(not file.exists() or file.stat().st_size == 0 for file in files)
+
     def manifest(self) -> dict[str, Any]:
         """Read the manifest.
 
@@ -115,6 +128,7 @@ class TrajectoryFile:
         self.scored: dict[Key, int] = {}
         """Where each finished, scored episode lies, in bytes."""
         self.unscored: dict[Key, int] = {}
+        self._lines = 0
         for offset, line in read_lines(path):
             try:
                 trajectory = Trajectory.from_json(line)
@@ -128,15 +142,39 @@ class TrajectoryFile:
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Read all episodes in the order of `Key`, one at a time."""
+        return (Trajectory.from_json(line) for _, line in self.lines())
+
+    def lines(self) -> Iterator[tuple[Key, bytes]]:
+        """Yield (key, line without its newline) of all episodes in the order of `Key`."""
         places = sorted([*self.scored.items(), *self.unscored.items()])
         if not places:
             return
         with self.path.open("rb") as file:
-            for _, offset in places:
+            for key, offset in places:
                 file.seek(offset)
-                yield Trajectory.from_json(file.readline().rstrip(b"\n"))
+                yield key, file.readline().rstrip(b"\n")
+
+    def arrange(self) -> None:
+        """Put the file into the order of `Key`, so that equal runs give equal bytes.
+
+        Lines that no longer count go. Whoever calls holds the run, by its journal, from which an
+        episode that a power cut takes here is played again without a call.
+        """
+        offsets = [offset for _, offset in sorted([*self.scored.items(), *self.unscored.items()])]
+        if len(offsets) == self._lines and offsets == sorted(offsets):
+            return
+        moved: dict[Key, int] = {}
+        with WholeFile(self.path) as file:
+            size_bytes = 0
+            for key, line in self.lines():
+                moved[key] = size_bytes
+                size_bytes += file.write(line + b"\n")
+        self._lines = len(moved)
+        self.scored = {key: moved[key] for key in self.scored}
+        self.unscored = {key: moved[key] for key in self.unscored}
 
     def _note(self, trajectory: Trajectory, offset: int) -> None:
+        self._lines += 1
         if trajectory.scored:
             self.unscored.pop(trajectory.key, None)
             self.scored[trajectory.key] = offset

@@ -73,7 +73,7 @@ class TestCommandLines:
 
     @pytest.mark.parametrize("on_gpu", [True, False])
     def test_the_evaluation_plays_as_training_does(self, tmp_path: Path, on_gpu: bool) -> None:
-        from evalkit.cli import run_parser
+        from evalkit.arguments import run_parser
 
         config = config_of(options(set=["rollouts.temperature=0.75"]), on_gpu)
         words = evaluation(config, URL, 30, tmp_path)

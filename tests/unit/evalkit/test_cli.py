@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from evalkit.cli import env_args, main, merged, run_parser, settings
+from evalkit.arguments import env_args, merged, run_parser, settings
+from evalkit.cli import main
 from evalkit.config import RunConfig
 from evalkit.errors import BadConfig
 from evalkit.record.rundir import RunDir
@@ -103,6 +104,16 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--model", "http://h", *SMALL, "--api-key-env", "EVALKIT_ABSENT"], "variable is not set"),
     ([*RANDOM, "--timeout-s", "0"], "timeout_s: "),
     ([*RANDOM, "--config", "absent.yaml"], "config absent.yaml: No such file"),
+    ([*RANDOM, "--shard", "3/2"], "a shard is INDEX/COUNT, as in 1/8 to 8/8, not '3/2'"),
+    ([*RANDOM, "--shard", "1/9"], "4 env seeds make 1 to 4 shards, not 9"),
+    ([*RANDOM, "--shard", "1/2", "--procs", "2"], "not allowed with argument --shard"),
+    ([*RANDOM, "--procs", "0"], "4 env seeds make 1 to 4 shards, not 0"),
+    ([*RANDOM, "--procs", "2", "--target", "modal"], "--target modal takes --shards; --procs"),
+    ([*RANDOM, "--shards", "2"], "--shards, --secret and --detach need --target modal"),
+    ([*RANDOM, "--detach"], "--shards, --secret and --detach need --target modal"),
+    ([*RANDOM, "--target", "moon"], "invalid choice: 'moon'"),
+    (["merge", "out"], "the following arguments are required: SHARD"),
+    (["merge", "out", "absent"], "absent is not a run: it has no manifest.json"),
     (["resume"], "the following arguments are required: run"),
     (["resume", "absent"], "absent is not a run: it has no manifest.json"),
     (["replay", "absent", "--seed", "1"], "absent is not a run"),
@@ -351,7 +362,8 @@ def test_check_env_says_whether_an_env_keeps_its_contract(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["resume"], ["replay"], ["compare"], ["check-env"], ["envs"]]
+    "command",
+    [[], ["run"], ["resume"], ["merge"], ["replay"], ["compare"], ["check-env"], ["envs"]],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -448,8 +460,30 @@ def test_a_run_from_yaml_alone(folder: Path) -> None:
     assert {row["n_episodes"] for row in rows} == {"4"}
 
 
+def test_shards_are_played_one_by_one_and_merged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(RANDOM) == 0
+    whole = the_run(folder).path
+    for shard in ("1/2", "2/2"):
+        assert main([*RANDOM, "--shard", shard, "--out", "parts"]) == 0
+        assert f"2 episodes of shard {shard}; when all" in capsys.readouterr().out
+    parts = [str(part) for part in (folder / "parts").iterdir()]
+    assert main(["resume", parts[0]]) == 0
+    assert main(["merge", "merged", *parts]) == 0
+    merged = folder / "merged" / whole.name
+    for name in ("summary.csv", "episodes.csv", "turns.csv", "report.md", "trajectories.jsonl"):
+        assert (merged / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_num_examples_is_another_word_for_n() -> None:
+    typed = vars(run_parser().parse_args(["--num-examples", "7"]))
+    assert settings(typed) == {"seeds": "0:7"}
+
+
 def test_every_setting_can_be_typed() -> None:
-    typed = {action.dest for action in run_parser()._actions} - {"help", "config", "n"}
+    elsewhere = {"procs", "shard", "shards", "target", "secret", "detach"}
+    typed = {action.dest for action in run_parser()._actions} - {"help", "config", "n"} - elsewhere
     assert typed - {"env_arg"} | {"env_args"} == set(RunConfig.model_fields)
 
 

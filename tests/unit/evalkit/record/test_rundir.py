@@ -124,3 +124,30 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_whole(target, b"data")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_an_arranged_file_has_each_episode_once_in_the_order_of_keys(tmp_path: Path) -> None:
+    path = tmp_path / "trajectories.jsonl"
+    order = [at(10), lost(2), at(2), lost(3)]
+    written = TrajectoryFile(path)
+    with Appender(path) as file:
+        for trajectory in order:
+            written.append(file, trajectory)
+    written.arrange()
+    expected = [at(2), lost(3), at(10)]
+    assert path.read_bytes() == b"".join(each.to_json() + b"\n" for each in expected)
+    assert list(written) == expected
+    assert (written.scored, written.unscored) == (
+        TrajectoryFile(path).scored,
+        TrajectoryFile(path).unscored,
+    )
+
+
+def test_a_file_that_is_in_order_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "trajectories.jsonl"
+    path.write_bytes(b"".join(at(seed).to_json() + b"\n" for seed in range(3)))
+    before = path.stat().st_ino
+    TrajectoryFile(path).arrange()
+    TrajectoryFile(tmp_path / "absent").arrange()
+    assert path.stat().st_ino == before
+    assert not (tmp_path / "absent").exists()
