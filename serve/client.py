@@ -57,7 +57,11 @@ class PolicyStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """One replica. `served` has the versions of each policy, `current` what its name means."""
+    """One replica. `served` has the versions of each policy, `current` what its name means.
+
+    `proof` is the version, `NAME@VERSION`, whose probes it passed last, and by how much one of its
+    logprobs differed at most, in nats.
+    """
 
     id: str
     url: str
@@ -69,6 +73,7 @@ class ReplicaStatus:
     sessions: int
     served: Mapping[str, tuple[int, ...]]
     current: Mapping[str, int]
+    proof: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +163,10 @@ class AdminClient:
             freed_bytes=answer["freed_bytes"],
         )
 
-    def wait_ready(self, name: str, version: int, *, timeout_s: float = 120.0) -> None:
-        """Return when every ready replica of the policy serves the version; else TimeoutError."""
+    def wait_ready(
+        self, name: str, version: int, *, timeout_s: float = 120.0
+    ) -> tuple[ReplicaStatus, ...]:
+        """Return the policy's ready replicas when all serve the version; else TimeoutError."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             replicas = self.pool().replicas
@@ -169,7 +176,7 @@ class AdminClient:
                 if replica.state == "ready" and name in replica.served
             ]
             if ready and all(version in replica.served[name] for replica in ready):
-                return
+                return tuple(ready)
             if time.monotonic() > deadline_s:
                 told = "; ".join(_describe(replica, name) for replica in replicas)
                 raise TimeoutError(
@@ -271,10 +278,12 @@ def _pool(values: Mapping[str, Any]) -> PoolStatus:
 
 def _replica(values: Mapping[str, Any]) -> ReplicaStatus:
     plain = "id url state reason in_flight requests errors sessions".split()
+    proof = values.get("proof")
     return ReplicaStatus(
         **{key: values[key] for key in plain},
         served={name: tuple(versions) for name, versions in values["served"].items()},
         current=values["current"],
+        proof=proof and (proof["label"], proof["difference"]),
     )
 
 

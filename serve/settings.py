@@ -4,6 +4,7 @@
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serve.config import cache_dir
+from serve.config import cache_dir, secret_from
 from serve.errors import ConfigError
 from serve.pool.routing import Routing
 from serve.wire import BadReference, PolicyRef
@@ -24,6 +25,7 @@ _MIB = 1 << 20
 _OURS = frozenset("--host --port --uds --model --served-model-name --api-key".split())
 _S = TypeVar("_S", bound=BaseModel)
 _UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _OF_ENGINES = {"name", "replicas", "max_replicas", "engine", "scaling"}
 
 
@@ -34,11 +36,12 @@ class _Settings(BaseModel):
 def _upstream(url: str) -> str:
     parts = urlsplit(url)
     is_bare = parts.path.strip("/") in ("", "v1") and not (parts.query or parts.fragment)
-    if parts.scheme != "http" or not parts.hostname or "@" in parts.netloc or not is_bare:
-        raise ValueError(f"expected http://HOST:PORT, got {url!r}")
+    is_ours = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    if not (is_ours and is_bare):
+        raise ValueError(f"expected http://HOST:PORT or https://HOST, got {url!r}")
     if parts.port == 0:  # a ValueError by itself where it is no port at all
         raise ValueError(f"expected a port from 1 to 65535, got {url!r}")
-    return f"http://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _address(text: str) -> str:
@@ -50,6 +53,19 @@ def _not_ours(words: tuple[str, ...]) -> tuple[str, ...]:
         if word.partition("=")[0] in _OURS:
             raise ValueError(f"{word} is not for vLLM to be told: engines stay on loopback")
     return words
+
+
+def _is_program(words: tuple[str, ...]) -> tuple[str, ...]:
+    said = " ".join(words)
+    if words and not all(f"{{{name}}}" in said for name in ("model", "port")):
+        raise ValueError(f"expected {{model}} and {{port}} among its words, got {said!r}")
+    return words
+
+
+def _factory(text: str) -> str:
+    if not _FACTORY.fullmatch(text):
+        raise ValueError(f"expected MODULE:FACTORY, such as train.service:router, got {text!r}")
+    return text
 
 
 def _reference(text: str) -> str:
@@ -94,6 +110,8 @@ class EngineSettings(_Settings):
     """Take new weights while it runs."""
     extra_args: Annotated[tuple[str, ...], AfterValidator(_not_ours)] = ()
     """Put last on vLLM's command line, so they win."""
+    program: Annotated[tuple[str, ...], AfterValidator(_is_program)] = ()
+    """Another server than vLLM that speaks as it does; see `serve.engine.command`."""
 
 
 class HealthConfig(_Settings):
@@ -154,16 +172,86 @@ class RoutingRules(_Settings):
         return self
 
 
+class RemoteConfig(_Settings):
+    """How replicas elsewhere are asked. Secrets are environment variables, by their names."""
+
+    key_env: str | None = None
+    """Holds the key that goes as `Authorization: Bearer`; a client's own never does."""
+    proxy_id_env: str | None = None
+    """Holds what goes as `Modal-Key`, for servers that want a proxy token."""
+    proxy_secret_env: str | None = None
+    """Holds what goes as `Modal-Secret`."""
+    ca: _UserPath | None = None
+    """The certificates to believe with https, instead of the system's."""
+    look_s: float = Field(default=1.0, gt=0)
+    """How often gateways among them are asked which versions they serve."""
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Return what each of them is told besides; raise ConfigError for an unset variable."""
+        sent = []
+        if self.key_env is not None:
+            sent.append(("authorization", f"Bearer {secret_from(self.key_env, 'remote.key_env')}"))
+        if self.proxy_id_env is not None and self.proxy_secret_env is not None:
+            sent += [
+                ("modal-key", secret_from(self.proxy_id_env, "remote.proxy_id_env")),
+                ("modal-secret", secret_from(self.proxy_secret_env, "remote.proxy_secret_env")),
+            ]
+        return tuple(sent)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.proxy_id_env is None) != (self.proxy_secret_env is None):
+            raise ValueError("proxy_id_env and proxy_secret_env belong together")
+        return self
+
+
+class ModalConfig(_Settings):
+    """A deployed Modal server whose containers are gateways of ours: one replica each."""
+
+    app: str = Field(min_length=1)
+    server: str = Field(min_length=1)
+    """The name of its class."""
+    environment: str | None = None
+    poll_s: float = Field(default=2.0, gt=0)
+    """How often Modal is asked for the containers."""
+    quiet_after_s: float = Field(default=20.0, ge=0)
+    """Without requests for so long, containers are asked nothing, so that Modal can stop them."""
+    drain_s: float = Field(default=600.0, ge=0)
+    """How long requests on a container may take that Modal does not list any more."""
+
+
+class VolumeConfig(_Settings):
+    """A Modal volume that holds the policies: reloaded before they are read, then committed."""
+
+    name: str = Field(min_length=1)
+    environment: str | None = None
+    root: _UserPath | None = None
+    """Where it is mounted; None is the folder of the policies itself."""
+
+
 class ServeConfig(_Settings):
     """Everything that `serve up` can be told."""
 
     model: str | None = None
-    """A folder, a pulled name, or a hub id; None for a pool of upstreams."""
+    """A folder, a pulled name, or a hub id; None for a pool of upstreams or of containers."""
     name: str | None = None
     upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = ()
+    modal: ModalConfig | None = None
+    remote: RemoteConfig = RemoteConfig()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, lt=65_536)
     state: _UserPath = Field(default_factory=lambda: cache_dir() / "state")
+    policies: _UserPath | None = None
+    """Where the policies are kept; None is `policies` in the state folder."""
+    policies_read_only: bool = False
+    """Only follow what another gateway publishes there."""
+    volume: VolumeConfig | None = None
+    edge_tls: bool = False
+    """Whether everybody comes through somebody who speaks HTTPS with them, such as Modal's edge."""
+    edge_auth: bool = False
+    """Whether that one also proves who they are: then no key is needed beyond loopback."""
+    mounts: tuple[Annotated[str, AfterValidator(_factory)], ...] = ()
+    """Further routers for the control plane, each as MODULE:FACTORY."""
     replicas: int = Field(default=1, ge=0)
     """The fewest, and how many are started."""
     max_replicas: int | None = Field(default=None, ge=1)
@@ -180,22 +268,30 @@ class ServeConfig(_Settings):
     rules: RoutingRules = RoutingRules()
 
     @property
+    def policies_root(self) -> Path:
+        """The folder of the policies."""
+        return self.policies or self.state / "policies"
+
+    @property
     def most_replicas(self) -> int:
         """The most replicas there may be."""
         return max(self.max_replicas or 0, self.replicas)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.model is None) == (not self.upstreams):
-            raise ValueError("give either --model or --upstream")
+        sources = (self.model is not None, bool(self.upstreams), self.modal is not None)
+        if sum(sources) != 1:
+            raise ValueError("give either --model or --upstream, or `modal` in the config file")
         if len(set(self.upstreams)) < len(self.upstreams):
             raise ValueError(f"an upstream is given twice: {', '.join(self.upstreams)}")
-        if idle := self.model_fields_set & _OF_ENGINES if self.upstreams else None:
+        if idle := self.model_fields_set & _OF_ENGINES if self.model is None else None:
             raise ValueError(f"{', '.join(sorted(idle))}: only for engines started with --model")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, replicas {self.replicas}")
         if self.model is not None and self.most_replicas == 0:
             raise ValueError("max_replicas must be at least 1")
+        if self.volume is not None and self.policies is None:
+            raise ValueError("volume: say with `policies` which of its folders they are in")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together")
         return self
@@ -205,8 +301,8 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     """Read a config from YAML, if there is one, under `overrides`; raise ConfigError.
 
     An override is a value for a key, or a mapping of values for the keys of a section. None is no
-    override. Without a `hold_s`, requests are held as long as a replica needs to start, or 15 s
-    where nobody starts any.
+    override. Without a `hold_s`, requests are held as long as a replica needs to start: 300 s, or
+    900 s for a container; or 15 s where nobody starts any.
     """
     values = _read(path) if path else {}
     for key, value in overrides.items():
@@ -216,8 +312,9 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
                 values[key] = {**_section(values, key, path), **section}
         elif value is not None:
             values[key] = value
-    if values.get("upstreams"):
-        values["front"] = {"hold_s": 15.0, **_section(values, "front", path)}
+    for source, hold_s in (("upstreams", 15.0), ("modal", 900.0)):
+        if values.get(source):
+            values["front"] = {"hold_s": hold_s, **_section(values, "front", path)}
     return _checked(ServeConfig, values, path)
 
 

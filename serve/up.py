@@ -6,11 +6,10 @@ tell.
 
 import asyncio
 import contextlib
-import os
 import resource
 import signal
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,25 +18,24 @@ from typing import Any
 from serve.accounts.auth import Auth
 from serve.accounts.ledger import Ledger
 from serve.accounts.store import AccountStore
-from serve.config import EngineConfig, is_loopback
-from serve.engine.command import Device, DeviceKind, detect, vllm_command
-from serve.engine.launch import LaunchedEngine, ensure_free, reachable
-from serve.engine.vllm import VllmAdmin
+from serve.config import is_loopback
+from serve.engine.launch import ensure_free, reachable
 from serve.errors import ConfigError
 from serve.front.control.app import Services, control_app
+from serve.front.control.guard import needing
+from serve.front.control.mounts import MountContext, mounted, routers
 from serve.front.gateway import Gateway, Parts, policy_names
 from serve.front.relay.naming import Resolver
 from serve.front.sight.access_log import AccessLog
 from serve.front.sight.meters import Meters
-from serve.models import resolve
 from serve.policies.store import PolicyStore
 from serve.policies.sync import Sync
 from serve.pool.base import Pool, Prepare
-from serve.pool.local import LocalPool
+from serve.pool.discovery import Discovery
+from serve.pool.lookout import Lookout
 from serve.pool.replicas import Replica
 from serve.pool.routing import Router
-from serve.pool.scaling import Scaling
-from serve.pool.static import StaticPool
+from serve.pools import admin_at, admin_of, believed, has_gpu, pool_of, volume_of
 from serve.settings import RulesFile, ServeConfig
 
 _RULES_S = 1.0
@@ -67,10 +65,8 @@ async def stay_up(config: ServeConfig, told: Told, *, rules: Path | None = None)
         loop.add_signal_handler(number, stopped.set)
     ensure_free(config.host, config.port)
     _raise_file_limit()
-    async with _gateway(config, rules) as (gateway, pool):
-        host, port = gateway.address
-        scheme = "https" if config.tls_cert else "http"
-        url = f"{scheme}://{reachable(host)}:{port}/v1"
+    async with opened(config, rules) as (gateway, pool):
+        url = f"{_url(config, gateway)}/v1"
         told.listening(url)
         stop = loop.create_task(stopped.wait())
         try:
@@ -105,7 +101,7 @@ async def _until_ready(
     try:
         while not (came.done() or stop.done() or pool.fatal.done()):
             await asyncio.wait(watched, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-            if not came.done():
+            if not came.done() and pool.replicas:  # without one, a request is waited for
                 seconds += 1
                 waiting(seconds)
     finally:
@@ -114,8 +110,14 @@ async def _until_ready(
 
 
 @contextlib.asynccontextmanager
-async def _gateway(config: ServeConfig, rules: Path | None) -> AsyncIterator[tuple[Gateway, Pool]]:
-    """Start everything in order; stop it in reverse."""
+async def opened(
+    config: ServeConfig, rules: Path | None = None, *, server: Discovery | None = None
+) -> AsyncIterator[tuple[Gateway, Pool]]:
+    """Start everything in order, as `stay_up` does; stop it in reverse.
+
+    `server` takes the place of the one that `config.modal` names.
+    """
+    mounts = mounted(config.mounts)
     async with contextlib.AsyncExitStack() as stack:
         store = await asyncio.to_thread(AccountStore.open, config.state)
         stack.callback(store.close)
@@ -126,29 +128,27 @@ async def _gateway(config: ServeConfig, rules: Path | None) -> AsyncIterator[tup
         ledger = Ledger(store)
         await ledger.start()
         stack.push_async_callback(ledger.stop)
-        policies = PolicyStore(config.state / "policies")
-        boots, pool = await _pool(config, policies)
-        sync = Sync(policies, pool, boots=boots, most_adapters=config.engine.max_loras)
         cards: dict[str, dict[str, Any]] = {}
-        pool.prepare = _preparing(sync, cards)
-        sync.pinned = config.rules.versions()
+        policies, pool, sync = await _following(config, stack, cards, server)
         gateway = await _front(config, stack, auth, ledger, pool, sync)
-        gateway.app = control_app(
-            Services(
-                pool=pool,
-                policies=policies,
-                sync=sync,
-                store=store,
-                auth=auth,
-                meters=gateway.meters,
-                models=cards,
-                aliases=lambda: gateway.resolver.rules.aliases,
-                is_secure=gateway.is_secure,
-                desired=lambda: pool.desired,
-                gpu_available=_has_gpu(config),
-                version=metadata.version("palaestra"),
-            )
+        services = Services(
+            pool=pool,
+            policies=policies,
+            sync=sync,
+            store=store,
+            auth=auth,
+            meters=gateway.meters,
+            models=cards,
+            aliases=lambda: gateway.resolver.rules.aliases,
+            is_secure=gateway.is_secure,
+            desired=lambda: pool.desired,
+            trusts_edge=config.edge_auth,
+            gpu_available=has_gpu(config),
+            version=metadata.version("palaestra"),
         )
+        stops: list[Callable[[], Awaitable[None]]] = []
+        context = _context(config, gateway, store, stops)
+        gateway.app = control_app(services, routers(mounts, context))
         if rules is not None:
             file = RulesFile(rules, config.rules)
             watch = asyncio.create_task(_follow(file, gateway.resolver, sync))
@@ -156,7 +156,59 @@ async def _gateway(config: ServeConfig, rules: Path | None) -> AsyncIterator[tup
         await gateway.start(tls=_tls(config))
         await stack.enter_async_context(pool)
         await stack.enter_async_context(sync)
+        for stop in stops:
+            stack.push_async_callback(stop)
         yield gateway, pool
+
+
+async def _following(
+    config: ServeConfig,
+    stack: contextlib.AsyncExitStack,
+    cards: dict[str, dict[str, Any]],
+    server: Discovery | None,
+) -> tuple[PolicyStore, Pool, Sync]:
+    """Return the store, the pool, and what keeps that at its versions; nothing has started."""
+    policies = PolicyStore(
+        config.policies_root, volume=volume_of(config), read_only=config.policies_read_only
+    )
+    tls = believed(config)
+    boots, pool = await pool_of(config, policies, tls, server)
+    lookout = None
+    if config.model is None:
+        lookout = Lookout(pool, every_s=config.remote.look_s, tls=tls, cards=cards)
+        await stack.enter_async_context(lookout)
+    sync = Sync(
+        policies,
+        pool,
+        boots=boots,
+        admin=lambda base_url: admin_at(pool, base_url),
+        most_adapters=config.engine.max_loras,
+        lookout=lookout,
+    )
+    pool.prepare = _preparing(sync, cards)
+    sync.pinned = config.rules.versions()
+    return policies, pool, sync
+
+
+def _context(
+    config: ServeConfig,
+    gateway: Gateway,
+    store: AccountStore,
+    stops: list[Callable[[], Awaitable[None]]],
+) -> MountContext:
+    return MountContext(
+        require=needing,
+        state=config.state,
+        base_url=lambda: _url(config, gateway),
+        audit=lambda *what: asyncio.to_thread(store.audit, *what),
+        on_stop=stops.append,
+    )
+
+
+def _url(config: ServeConfig, gateway: Gateway) -> str:
+    """Return where the gateway listens, for those on this machine."""
+    host, port = gateway.address
+    return f"{'https' if config.tls_cert else 'http'}://{reachable(host)}:{port}"
 
 
 async def _front(
@@ -179,7 +231,7 @@ async def _front(
         Parts(
             pool=pool,
             router=Router(pool.replicas, routing=config.routing),
-            resolver=Resolver(config.rules, lambda: policy_names(pool) or set(sync.boots)),
+            resolver=Resolver(config.rules, lambda: policy_names(pool) or sync.names),
             auth=auth,
             ledger=ledger,
             meters=Meters(),
@@ -187,61 +239,12 @@ async def _front(
             swaps=lambda: sync.swaps,
             access_log=access_log,
             tracer=tracer,
+            edge_tls=config.edge_tls or config.edge_auth,
+            trusts_edge=config.edge_auth,
         ),
         host=config.host,
         port=config.port,
     )
-
-
-async def _pool(config: ServeConfig, policies: PolicyStore) -> tuple[dict[str, int], Pool]:
-    """Return the pool, and which versions its engines hold when they start."""
-    health = {**config.health.model_dump(), "scrape": _scrape}
-    if config.model is None:
-        return {}, StaticPool(config.upstreams, **health)
-    checkpoint, name = resolve(config.model)
-    name = config.name or name
-    device = detect()
-    known = await asyncio.to_thread(policies.register, name, checkpoint)
-
-    def engine(index: int, port: int) -> LaunchedEngine:
-        return _engine(config, device, checkpoint, name, index, port)
-
-    pool = LocalPool(
-        engine,
-        Scaling(least=config.replicas, most=config.most_replicas, **config.scaling.model_dump()),
-        **health,
-    )
-    return {name: known.version}, pool
-
-
-def _engine(
-    config: ServeConfig, device: Device, checkpoint: Path, name: str, index: int, port: int
-) -> LaunchedEngine:
-    settings = config.engine
-    told = EngineConfig(
-        checkpoint=checkpoint,
-        model=name,
-        port=port,
-        max_model_len=settings.max_model_len,
-        lora=settings.lora,
-        max_loras=settings.max_loras,
-        max_lora_rank=settings.max_lora_rank,
-        swappable=settings.swappable,
-        cores=_cores(config, device, index),
-        extra_args=settings.extra_args,
-    )
-    log = config.state / "logs" / f"{name.replace('/', '--')}-{index}.log"
-    return LaunchedEngine(vllm_command(told, device), model=name, port=port, log=log)
-
-
-def _cores(config: ServeConfig, device: Device, index: int) -> str | None:
-    """Return the cores of one of several engines on a CPU; None leaves the choice to vLLM."""
-    if device.kind is not DeviceKind.CPU or config.most_replicas < 2:
-        return None
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // config.most_replicas)
-    first = index % config.most_replicas * share % len(cores)
-    return ",".join(map(str, cores[first : first + share]))
 
 
 def _preparing(sync: Sync, cards: dict[str, dict[str, Any]]) -> Prepare:
@@ -249,16 +252,13 @@ def _preparing(sync: Sync, cards: dict[str, dict[str, Any]]) -> Prepare:
 
     async def prepare(replica: Replica) -> None:
         await sync.prepare(replica)
-        async with VllmAdmin(replica.base_url) as admin:
+        if replica.labels:
+            return  # it said so itself
+        async with admin_of(replica) as admin:
             for model in await admin.models():
                 cards[model.name] = {"root": model.root, "max_model_len": model.max_model_len}
 
     return prepare
-
-
-async def _scrape(replica: Replica) -> dict[str, float]:
-    async with VllmAdmin(replica.base_url) as admin:
-        return await admin.metrics()
 
 
 async def _follow(file: RulesFile, resolver: Resolver, sync: Sync) -> None:
@@ -272,11 +272,12 @@ async def _follow(file: RulesFile, resolver: Resolver, sync: Sync) -> None:
 
 def _ensure_guarded(config: ServeConfig, auth: Auth) -> None:
     """Raise ConfigError where anybody on the network could use the gateway."""
-    if auth.open and not is_loopback(config.host):
+    if auth.open and not (config.edge_auth or is_loopback(config.host)):
         raise ConfigError(
             f"refusing to listen on {config.host} without a key: everybody who reaches it could "
             f"use the engines. Run: python -m serve keys create --state {config.state} "
-            "--scope infer, or listen on 127.0.0.1"
+            "--scope infer, or listen on 127.0.0.1, or say edge_auth: true if what stands in front "
+            "proves who asks"
         )
 
 
@@ -285,10 +286,6 @@ def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _has_gpu(config: ServeConfig) -> bool:
-    return config.model is not None and detect().kind is DeviceKind.GPU
 
 
 def _tls(config: ServeConfig) -> ssl.SSLContext | None:

@@ -72,10 +72,19 @@ class AccountStore:
             )
 
     def create_key(
-        self, name: str, scopes: Iterable[Scope], limits: Limits, *, actor: str
+        self,
+        name: str,
+        scopes: Iterable[Scope],
+        limits: Limits,
+        *,
+        actor: str,
+        key: str | None = None,
     ) -> tuple[KeyInfo, str]:
-        """Make a key. Return it, and its text, which nobody can ever read again."""
-        key, now_s = new_key(), self._clock()
+        """Make a key, or take one that was made elsewhere. Return it, and its text.
+
+        Nobody can ever read the text again.
+        """
+        key, now_s = key or new_key(), self._clock()
         key_id, words = id_of(key), _words(scopes)
         row = {
             "id": key_id,

@@ -47,6 +47,24 @@ class Command:
     """Matches the lines of its log that say nothing about a death."""
 
 
+def engine_command(config: EngineConfig, device: Device) -> Command:
+    """Return the command that serves `config`: vLLM on `device`, or the program it names."""
+    if not config.program:
+        return vllm_command(config, device)
+    filled = {
+        "{checkpoint}": str(config.checkpoint),
+        "{model}": config.model,
+        "{host}": config.host,
+        "{port}": str(config.port),
+    }
+    argv = [*config.program, *config.extra_args]
+    for mark, value in filled.items():
+        argv = [word.replace(mark, value) for word in argv]
+    if argv[0] == "python":
+        argv[0] = sys.executable
+    return Command(argv=tuple(argv), env={"VLLM_API_KEY": config.api_key or ""})
+
+
 def vllm_command(config: EngineConfig, device: Device) -> Command:
     """Return the command that serves `config` on `device`."""
     argv = [

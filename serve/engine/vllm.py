@@ -7,6 +7,7 @@ and no store: it is told a folder and a label.
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -59,20 +60,22 @@ class VllmAdmin:
         base_url: str,
         *,
         api_key: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`base_url` is `http://HOST:PORT` without a path."""
+        """`base_url` is `http://HOST:PORT` without a path, or https with `tls`."""
         self.base_url = base_url
         self._client = httpx.AsyncClient(
             base_url=base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers=[*headers, *([("authorization", f"Bearer {api_key}")] if api_key else [])],
             timeout=_TIMEOUT_S,
             # After an error vLLM closes the connection, too late for the next request to notice.
             limits=httpx.Limits(max_keepalive_connections=0),
             transport=transport,
             trust_env=False,
             # Plain HTTP: reading the certificates would keep the loop for 60 ms.
-            verify=False,  # noqa: S501
+            verify=tls or False,
         )
 
     async def models(self) -> tuple[ServedModel, ...]:

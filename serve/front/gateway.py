@@ -11,14 +11,14 @@ import socket
 import ssl
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from serve.config import is_loopback
 from serve.front.plane.exchange import Exchange
 from serve.front.plane.lane import DATA_PLANE, Lane
 from serve.front.plane.request import clock
 from serve.front.plane.shadow import Nobody
-from serve.front.ports import App, Auth, Headers
+from serve.front.ports import App, Auth, Headers, Ledger, Tracer
 from serve.front.relay import bodies
 from serve.front.relay.naming import Resolver
 from serve.front.sight.access_log import AccessLog
@@ -33,22 +33,6 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.5
 _IDLE_UPSTREAM_S = 60.0
 _BYTES_A_TOKEN = 4
-
-
-class Ledger(Protocol):
-    """Where usage is counted; `serve.accounts.ledger.Ledger` is one."""
-
-    def add(
-        self, key_id: str, model: str, prompt_tokens: int, completion_tokens: int, estimated: bool
-    ) -> None:
-        """Count one request."""
-
-
-class Tracer(Protocol):
-    """Where spans are made; `serve.front.trace.Tracer` is one."""
-
-    def record(self, request: dict[str, Any]) -> None:
-        """Take one finished request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +50,10 @@ class Parts:
     """How often weights were changed on an engine."""
     access_log: AccessLog | None = None
     tracer: Tracer | None = None
+    edge_tls: bool = False
+    """Whether everybody comes through somebody who speaks HTTPS with them."""
+    trusts_edge: bool = False
+    """Whether that one also proves who they are."""
 
 
 class Gateway:
@@ -87,7 +75,8 @@ class Gateway:
         self._access_log = parts.access_log
         self._tracer = parts.tracer
         self._trusted = frozenset(parts.limits.trusted_proxies)
-        self._is_tls = False
+        self._is_tls, self._edge_tls = False, parts.edge_tls
+        self.trusts_edge = parts.trusts_edge
         self.expects_https = False
         self._lanes: set[Lane] = set()
         self._held: dict[Exchange, None] = {}
@@ -106,7 +95,7 @@ class Gateway:
         self.pool.demand = self.demand
         host, port = self.address
         self._is_tls = tls is not None
-        self.expects_https = tls is None and not is_loopback(host)
+        self.expects_https = not (self._edge_tls or tls is not None or is_loopback(host))
         self._server = await self.loop.create_server(
             lambda: Lane(self), host, port, ssl=tls, backlog=4096
         )

@@ -57,6 +57,22 @@ class Auth(Protocol):
         """Prove a header."""
 
 
+class Ledger(Protocol):
+    """Where usage is counted; `serve.accounts.ledger.Ledger` is one."""
+
+    def add(
+        self, key_id: str, model: str, prompt_tokens: int, completion_tokens: int, estimated: bool
+    ) -> None:
+        """Count one request."""
+
+
+class Tracer(Protocol):
+    """Where spans are made; `serve.front.sight.trace.Tracer` is one."""
+
+    def record(self, request: dict[str, Any]) -> None:
+        """Take one finished request."""
+
+
 class House(Protocol):
     """What a request needs of its gateway."""
 
@@ -84,6 +100,7 @@ class FrontDoor(House, Protocol):
     limits: FrontConfig
     stopping: bool
     expects_https: bool
+    trusts_edge: bool
     address: tuple[str, int]
 
     def connected(self, lane: Any) -> bool:  # noqa: ANN401

@@ -4,6 +4,7 @@ Knows no policy. Locks are the kernel's, so the death of their holder releases t
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,7 @@ _CHUNK_BYTES = 1 << 20
 _LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.01
 _STAGE = ".new-"
+_UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK))
 
 
 def digest_of(path: Path) -> str:
@@ -70,6 +72,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or not path.is_dir():
+            raise  # of a folder, a file system over the network may know nothing to bring
     finally:
         os.close(handle)
 
@@ -123,4 +128,8 @@ def _lock(handle: int) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        # Over the network there may be no locks: then only one machine may write, as on a volume.
     return True

@@ -216,7 +216,8 @@ class Mover:
         self, replica: Replica, link: Link, engine: VllmAdmin, info: PolicyInfo, probes: Probes
     ) -> None:
         model = info.name if info.kind is PolicyKind.FULL else info.label
-        link.proof = await prove(engine, probes, label=info.label, model=model, replica=replica.id)
+        proof = await prove(engine, probes, label=info.label, model=model, replica=replica.id)
+        link.proof, replica.proof = proof, (proof.label, proof.difference)
 
     async def _keeps(
         self, replica: Replica, link: Link, engine: VllmAdmin, name: str, version: int

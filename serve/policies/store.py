@@ -5,45 +5,61 @@
 
 A version's folder appears in one rename, whole and on the disk, and only then does `latest` move;
 it never changes, unless its weights are pruned. So a reader sees a version or does not, whenever a
-publisher dies; several may publish at once.
+publisher dies; several may publish at once, but of machines that share a volume only one.
 """
 
-import hashlib
-import json
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
-from serve.errors import BadCheckpoint, StateError, UnknownPolicy, VersionConflict
-from serve.policies import disk, manifest, pruning
+from serve.errors import BadCheckpoint, PolicyError, StateError, UnknownPolicy, VersionConflict
+from serve.policies import disk, manifest, pointer, pruning
 from serve.policies import probes as probe_files
 from serve.policies.checkpoint import Checkpoint, ensure_fits, read_checkpoint, shapes_in
-from serve.policies.manifest import PolicyFile, PolicyInfo
+from serve.policies.draft import digested, draft_of, file_at, is_untouched
+from serve.policies.manifest import PolicyInfo
+from serve.policies.pointer import LATEST, Pointer
 from serve.policies.pruning import Pruned
-from serve.wire import BadReference, PolicyKind, PolicyRef, Probes
+from serve.policies.volume import Shared, SharedVolume
+from serve.wire import BadReference, PolicyKind, PolicyRef, Probes, SwapMode
+
+__all__ = ["COMPLETE", "LATEST", "MANIFEST", "PolicyStore"]
 
 MANIFEST = "manifest.json"
 COMPLETE = "COMPLETE"
-LATEST = "latest"
 
-_POINTER_FORMAT = "latest/1"
 _NUMBER = re.compile(r"[0-9]{6,9}")
 _MOST_REMEMBERED = 4096
 
 
 class PolicyStore:
-    """The policies under one folder. Safe to use from several threads and processes."""
+    """The policies under one folder. Safe to use from several threads and processes.
 
-    def __init__(self, root: Path) -> None:
+    On a `volume` it is brought up to date before it is changed, and committed afterwards. With
+    `read_only` it writes nothing, not even a lock: somebody else publishes, this only follows.
+    """
+
+    def __init__(
+        self, root: Path, *, volume: SharedVolume | None = None, read_only: bool = False
+    ) -> None:
         self.root = root
+        self.read_only = read_only
         self.holders: list[Callable[[str], Mapping[int, str]]] = []
         """Each tells the versions of a name that must not be pruned, and why; from any thread."""
         self._read: dict[Path, PolicyInfo] = {}
         self._whole: dict[Path, frozenset[int]] = {}
+        self._shared = Shared(volume)
+
+    def refresh(self) -> None:
+        """See what others published on the volume, if there is one; a failure is only logged."""
+        self._shared.look()
+        if self.read_only:
+            self._read.clear()  # somebody else may have pruned
 
     def policies(self) -> tuple[str, ...]:
         """Return the names of all policies that have a version."""
@@ -53,7 +69,7 @@ class PolicyStore:
         return tuple(
             self._load(folder, numbers[-1]).name
             for folder, numbers in newest
-            if numbers and _pointer(folder) is not None
+            if numbers and pointer.read(folder) is not None
         )
 
     def versions(self, name: str) -> tuple[PolicyInfo, ...]:
@@ -66,8 +82,13 @@ class PolicyStore:
 
     def latest(self, name: str) -> int | None:
         """Return the version that the bare name means; None if there is no such policy."""
-        pointer = _pointer(self._folder(name))
-        return pointer[0] if pointer else None
+        found = pointer.read(self._folder(name))
+        return found.version if found else None
+
+    def swap(self, name: str) -> SwapMode:
+        """Return how the version that the bare name means was to be taken up."""
+        found = pointer.read(self._folder(name))
+        return found.swap if found else SwapMode.WAIT
 
     def info(self, name: str, version: int) -> PolicyInfo:
         """Return one version; raise UnknownPolicy."""
@@ -89,24 +110,28 @@ class PolicyStore:
         git_sha: str | None = None,
         link: bool = False,
         probes: Probes | None = None,
+        swap: SwapMode = SwapMode.WAIT,
     ) -> PolicyInfo:
         """Make a checkpoint the newest version of a policy, and the one that its name means.
 
         Publishing the same bytes again returns the version that they are, unless they come with
         other probes. A replica serves a version with probes only after it has passed them. With
-        `link` files are linked where possible, not copied: only those that nobody will write to.
-        Raises BadCheckpoint, and VersionConflict where `version` is not the next.
+        `link` files are linked where possible, not copied: only those that nobody will write to,
+        as on the store's own volume. `swap` is how gateways that only follow take it up.
+        Raises BadCheckpoint, VersionConflict where `version` is not the next, and VolumeFailed.
         """
-        found = read_checkpoint(checkpoint.resolve(), kind)
         folder = self._folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with disk.stage(folder) as staged:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._turn())
+            found = read_checkpoint(checkpoint.resolve(), kind)
+            link = link or self._shared.holds(found.folder)
+            staged = stack.enter_context(self._staged(folder))
             files = tuple(
-                _file(staged / file, disk.bring(found.folder / file, staged / file, link=link))
+                file_at(staged / file, disk.bring(found.folder / file, staged / file, link=link))
                 for file in found.files
             )
             draft = replace(
-                _draft(name, found, files),
+                draft_of(name, found, files),
                 metrics=dict(metrics or {}),
                 git_sha=git_sha,
                 probes=probe_files.digest_of(probes),
@@ -118,10 +143,10 @@ class PolicyStore:
                 draft = self._under(draft, found, numbers, parent)
                 taken = self._taken(folder, numbers, draft, version)
                 if taken is not None:
-                    return self._point_to_retried(folder, taken, numbers)
+                    return self._point_to_retried(folder, taken, numbers, swap)
                 number = version or (numbers[-1] if numbers else 0) + 1
                 info = replace(draft, version=number, base=draft.base or number)
-                self._place(folder, staged, info, path=".")
+                self._place(folder, staged, info, ".", swap)
                 return self.info(name, number)
 
     def register(self, name: str, checkpoint: Path | None) -> PolicyInfo:
@@ -131,45 +156,39 @@ class PolicyStore:
         weights of an upstream, which are not here. Raises BadCheckpoint and VersionConflict.
         """
         folder = self._folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with disk.locked(folder):
-            numbers = self._numbers_of(folder, name)
+        numbers = self._numbers_of(folder, name)
         if checkpoint is None and numbers:
             return self._load(folder, numbers[0])
         found = read_checkpoint(checkpoint.resolve(), PolicyKind.FULL) if checkpoint else None
-        if found and (known := self._unchanged(folder, numbers, found.folder)):
-            return known
-        paths = [found.folder / file for file in found.files] if found else []
-        files = tuple(_file(path, disk.digest_of(path)) for path in paths)
-        draft = _draft(name, found, files)
-        with disk.stage(folder) as staged, disk.locked(folder):
-            numbers = self._numbers_of(folder, name)
-            same = [
-                known
-                for known in (self._load(folder, number) for number in numbers)
-                if known.is_same(draft)
-            ]
-            if same:
-                return same[-1]
-            if numbers:
+        for known in (self._load(folder, number) for number in reversed(numbers)):
+            if found and is_untouched(known, found.folder):
+                return known
+        draft = digested(name, found)
+        if self.read_only:
+            return self._same(folder, name, draft) or self._missing(name, checkpoint)
+        with self._turn(), self._staged(folder) as staged, disk.locked(folder):
+            if same := self._same(folder, name, draft):
+                return same
+            if numbers := self._numbers(folder):
                 raise VersionConflict(
                     f"{name!r} has {len(numbers)} versions and {checkpoint} is none of them: "
                     "give it another name, or publish it"
                 )
             path = str(found.folder) if found else None
-            self._place(folder, staged, replace(draft, version=1, base=1), path=path)
+            self._place(folder, staged, replace(draft, version=1, base=1), path)
             return self.info(name, 1)
 
-    def rollback(self, name: str, version: int) -> PolicyInfo:
+    def rollback(self, name: str, version: int, *, swap: SwapMode = SwapMode.WAIT) -> PolicyInfo:
         """Let the name mean an older version again, or a newer one; raise UnknownPolicy."""
         folder = self._folder(name)
         if not folder.is_dir():
             raise UnknownPolicy(f"no policy {name!r} in {self.root}")
-        with disk.locked(folder):
+        with self._turn(), disk.locked(folder):
             info = self.info(name, version)
             if info.is_pruned:
                 raise UnknownPolicy(f"the weights of {info.label} were pruned")
-            _point(folder, version, self._numbers(folder)[-1])
+            to = Pointer(version=version, newest=self._numbers(folder)[-1], swap=swap)
+            pointer.move(folder, to, self._shared)
         return info
 
     def prune(self, name: str, versions: Collection[int]) -> Pruned:
@@ -180,7 +199,7 @@ class PolicyStore:
         """
         folder = self._folder(name)
         infos = {info.version: info for info in self.versions(name)}
-        with disk.locked(folder):
+        with self._turn(), disk.locked(folder):
             held = {
                 version: why for holder in self.holders for version, why in holder(name).items()
             }
@@ -194,6 +213,8 @@ class PolicyStore:
                 info = replace(infos[version], path=None)
                 self._read[folder / _digits(version) / MANIFEST] = info
                 freed_bytes += pruning.strip(folder / _digits(version), info, (MANIFEST, COMPLETE))
+            if gone:
+                self._shared.commit(f"that {name} lost the weights of {gone}, which is done here")
         return Pruned(versions=tuple(gone), kept=kept, freed_bytes=freed_bytes)
 
     def probes(self, info: PolicyInfo) -> Probes | None:
@@ -217,6 +238,37 @@ class PolicyStore:
                 raise BadCheckpoint(f"{info.label}: cannot read {path}: {error}") from error
             if not is_same:
                 raise BadCheckpoint(f"{info.label}: {path} has been changed since it was published")
+
+    @contextlib.contextmanager
+    def _staged(self, folder: Path) -> Iterator[Path]:
+        """Give an empty folder to build a version in."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with disk.stage(folder) as staged:
+            yield staged
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Be the one who writes; raise PolicyError where nothing is written from."""
+        if self.read_only:
+            raise PolicyError(
+                f"the policies in {self.root} are only followed here: publish, roll back and prune "
+                "at the gateway in front, which writes them"
+            )
+        with self._shared.turn():
+            yield
+
+    def _same(self, folder: Path, name: str, draft: PolicyInfo) -> PolicyInfo | None:
+        """Return the newest version that has these bytes."""
+        for number in reversed(self._numbers_of(folder, name)):
+            if (known := self._load(folder, number)).is_same(draft):
+                return known
+        return None
+
+    def _missing(self, name: str, checkpoint: Path | None) -> NoReturn:
+        raise VersionConflict(
+            f"{checkpoint} is no version of {name!r} in {self.root}, where nothing is written from "
+            "here. Register it first: python -m serve prefetch"
+        )
 
     def _folder(self, name: str) -> Path:
         if PolicyRef.parse(name).version is not None:
@@ -293,14 +345,25 @@ class PolicyStore:
             why = "was pruned" if known.is_pruned else "exists with other bytes or probes"
         raise VersionConflict(f"version {version} of {draft.name!r} {why}")
 
-    def _point_to_retried(self, folder: Path, info: PolicyInfo, numbers: list[int]) -> PolicyInfo:
+    def _point_to_retried(
+        self, folder: Path, info: PolicyInfo, numbers: list[int], swap: SwapMode
+    ) -> PolicyInfo:
         """Move the pointer if the publisher died before it could; a rollback stays one."""
-        pointer = _pointer(folder)
-        if info.version == numbers[-1] and (pointer is None or pointer[1] < info.version):
-            _point(folder, info.version, info.version)
+        found = pointer.read(folder)
+        if info.version == numbers[-1] and (found is None or found.newest < info.version):
+            self._shared.commit(info.label)
+            to = Pointer(version=info.version, newest=info.version, swap=swap)
+            pointer.move(folder, to, self._shared)
         return info
 
-    def _place(self, folder: Path, staged: Path, info: PolicyInfo, path: str | None) -> None:
+    def _place(
+        self,
+        folder: Path,
+        staged: Path,
+        info: PolicyInfo,
+        path: str | None,
+        swap: SwapMode = SwapMode.WAIT,
+    ) -> None:
         """Turn the staged folder into a version, and let the name mean it. Under the lock."""
         target = folder / _digits(info.version)
         if target.exists():
@@ -311,65 +374,10 @@ class PolicyStore:
         disk.sync(staged)
         os.rename(staged, target)  # noqa: PTH104  # what happens is clearer by this name
         disk.sync(folder)
-        _point(folder, info.version, info.version)
-
-    def _unchanged(self, folder: Path, numbers: list[int], path: Path) -> PolicyInfo | None:
-        """Return the version that lies at `path` by reference, if no file there was written to."""
-        for number in reversed(numbers):
-            info = self._load(folder, number)
-            stats = {file.name: (file.size_bytes, file.mtime_ns) for file in info.files}
-            if info.path == path and stats == _stats(path, stats):
-                return info
-        return None
-
-
-def _draft(name: str, found: Checkpoint | None, files: tuple[PolicyFile, ...]) -> PolicyInfo:
-    """Describe a checkpoint that has no number yet; without one, an upstream's weights."""
-    lines = "".join(f"{file.name} {file.sha256}\n" for file in files)
-    return PolicyInfo(
-        name=name,
-        version=0,
-        kind=found.kind if found else PolicyKind.FULL,
-        base=0,
-        parent=None,
-        created=datetime.now(UTC),
-        digest=hashlib.sha256(lines.encode()).hexdigest() if files else "",
-        size_bytes=sum(file.size_bytes for file in files),
-        files=files,
-        path=None,
-        source=str(found.folder) if found else None,
-    )
-
-
-def _file(path: Path, sha256: str) -> PolicyFile:
-    found = path.stat()
-    return PolicyFile(
-        name=path.name, size_bytes=found.st_size, sha256=sha256, mtime_ns=found.st_mtime_ns
-    )
-
-
-def _stats(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    found = {name: (folder / name).stat() for name in names if (folder / name).is_file()}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+        self._shared.commit(f"{info.label}, so that {info.name!r} means what it did")
+        to = Pointer(version=info.version, newest=info.version, swap=swap)
+        pointer.move(folder, to, self._shared)
 
 
 def _digits(version: int) -> str:
     return f"{version:06d}"
-
-
-def _pointer(folder: Path) -> tuple[int, int] | None:
-    """Return the version that the name means, and the newest that it has ever meant."""
-    try:
-        values = json.loads((folder / LATEST).read_bytes())
-        if values["format"] != _POINTER_FORMAT:
-            raise ValueError(f"expected the format {_POINTER_FORMAT}")
-        return int(values["version"]), int(values["newest"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StateError(f"cannot read {folder / LATEST}: {error}") from error
-
-
-def _point(folder: Path, version: int, newest: int) -> None:
-    values = {"format": _POINTER_FORMAT, "version": version, "newest": newest}
-    disk.replace(folder / LATEST, json.dumps(values) + "\n")

@@ -19,12 +19,15 @@ from serve.policies.mover import Mover
 from serve.policies.store import PolicyStore
 from serve.policies.target import target_of
 from serve.pool.base import Pool
+from serve.pool.lookout import Lookout
 from serve.pool.replicas import Replica, encoded
 from serve.wire import BadReference, SwapMode
 
 logger = logging.getLogger(__name__)
 
 _MOST_BACKOFF_S = 60.0
+_REFUSALS = 3
+"""So often in a row a replica that is out refuses a version before it gets a new engine."""
 
 
 class Sync:
@@ -32,7 +35,8 @@ class Sync:
 
     `boots` says which version of a policy an engine holds that was just started; a policy that
     is not in it is registered when an engine with it shows up. `pinned` are LoRA versions to be
-    kept loaded whatever their age; it may be replaced at any time.
+    kept loaded whatever their age; it may be replaced at any time. `lookout` sees to the replicas
+    that are gateways: those follow the store by themselves.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Sync:
         most_adapters: int = 4,
         drain_timeout_s: float = 60.0,
         poll_s: float = 1.0,
+        lookout: Lookout | None = None,
     ) -> None:
         self.pinned: Mapping[str, Collection[int]] = {}
         self._store = store
@@ -54,16 +59,24 @@ class Sync:
         self._most_adapters = most_adapters
         self._poll_s = poll_s
         self._mover = Mover(store, pool.tell, drain_timeout_s)
+        self._lookout = lookout
         self._links: dict[str, Link] = {}
         self._seen: dict[str, int | None] = {}
         self._rolling = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         store.holders.append(self.in_use)
+        if lookout is not None:
+            store.holders.append(lookout.in_use)
 
     @property
     def boots(self) -> Mapping[str, int]:
         """Policy -> the version that a freshly started engine holds."""
         return self._boots
+
+    @property
+    def names(self) -> set[str]:
+        """The policies that are served, though maybe by no replica at this moment."""
+        return set(self._boots) | (self._lookout.names if self._lookout is not None else set())
 
     @property
     def swaps(self) -> int:
@@ -90,6 +103,12 @@ class Sync:
         Fills in `served` and `current`. Raises EngineError or PolicyError if it is not to serve;
         an engine whose weights cannot be changed serves what it has.
         """
+        if self._lookout is not None:
+            replica.labels = await self._lookout.recognises(replica)
+            if replica.labels:
+                self._links.pop(replica.id, None)
+                await self._lookout.prepare(replica)
+                return
         link = self._links.setdefault(replica.id, Link())
         async with link.lock, self._admin(replica.base_url) as engine:
             link.forget()
@@ -105,6 +124,7 @@ class Sync:
                     await self._bring(replica, link, engine, asked, SwapMode.KEEP)
             except SwapFailed as error:
                 if link.base is None or self._somebody_differs(name, [replica]):
+                    self._kept_out(replica, link, error)
                     raise
                 self._refused(replica, link, error)
 
@@ -114,6 +134,8 @@ class Sync:
         A replica that refuses goes on with what it has if all others do, too; where another one
         has taken the new version it is taken out, until it takes it as well.
         """
+        if self._lookout is not None:
+            self._lookout.hurry()
         async with self._rolling:
             refused: list[Replica] = []
             for replica in list(self._pool.replicas):
@@ -176,6 +198,12 @@ class Sync:
         logger.warning("%s %s", replica.id, replica.reason)
         self._pool.tell(replica)
 
+    def _kept_out(self, replica: Replica, link: Link, error: SwapFailed) -> None:
+        """Have the engine of a replica that others serve without started anew, if it goes on so."""
+        link.failures += 1
+        if link.failures % _REFUSALS == 0:
+            self._pool.renew(replica, f"it refused {link.failures} times: {error}")
+
     def _somebody_differs(self, name: str, refused: list[Replica]) -> bool:
         """Whether a ready replica serves a version that the refusing ones do not."""
         stayed = {replica.current.get(name) for replica in refused}
@@ -228,6 +256,7 @@ class Sync:
 
     async def _follow(self) -> None:
         """Converge every policy whose pointer moved, and unload what nobody uses any more."""
+        await asyncio.to_thread(self._store.refresh)
         alive = {replica.id: replica for replica in self._pool.replicas}
         for id_ in self._links.keys() - alive.keys():
             del self._links[id_]
@@ -235,7 +264,7 @@ class Sync:
             latest = await asyncio.to_thread(self._store.latest, name)
             # Who moved it may be about to say how to swap: a second look leaves time for that.
             if self._seen.get(name) == latest:
-                await self.converge(name, SwapMode.WAIT)
+                await self.converge(name, await asyncio.to_thread(self._store.swap, name))
             self._seen[name] = latest
         for id_, link in list(self._links.items()):
             replica = alive.get(id_)

@@ -61,6 +61,13 @@ class Pool(ABC):
     def failed(self, replica: Replica, reason: str) -> None:
         """Be told of a refused or lost connection to a replica; takes it out until it is probed."""
 
+    def renew(self, replica: Replica, reason: str) -> None:
+        """Be told of an engine that is out, and that only a new one in its place can mend.
+
+        Nothing happens where engines are not the pool's to start.
+        """
+        del replica, reason
+
     @abstractmethod
     async def scale(self, count: int) -> None:
         """Want so many replicas from now on; raise ConfigError where the set is fixed."""
@@ -79,6 +86,11 @@ class Pool(ABC):
     def knows_all(self) -> bool:
         """Whether each replica has said what it serves: what nobody has then does not exist."""
         return all(replica.served for replica in self.replicas)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether replicas that are ready had better not be asked how they are."""
+        return False
 
     def tell(self, replica: Replica) -> None:
         """Tell the listeners that this replica changed."""

@@ -287,7 +287,7 @@ async def http_probe(replica: Replica, timeout_s: float) -> str | None:
 
 
 async def _status(replica: Replica, path: str) -> int:
-    reader, writer = await asyncio.open_connection(replica.host, replica.port)
+    reader, writer = await asyncio.open_connection(replica.host, replica.port, ssl=replica.tls)
     try:
         writer.write(
             b"GET %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (path.encode(), replica.host_line)

@@ -33,7 +33,9 @@ class _Place:
     index: int
     leave: asyncio.Event = field(default_factory=asyncio.Event)
     hung: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when its engine has been down for so long that it will not come back."""
+    """Set when its engine will not come back by itself."""
+    why_hung: str = ""
+    """Empty where it was just down for too long."""
     alarm: asyncio.TimerHandle | None = None
     """Sets `hung`, unless the replica changes before."""
     replica: Replica | None = None
@@ -49,8 +51,8 @@ class LocalPool(Pool):
 
     `index` counts the places from 0. A death before any replica was ever ready is fatal: the next
     engine would die of the same. There are never more engines than `scaling.most`, those that
-    leave included: they share the machine's memory. One that lives, but is down for `hung_s`, is
-    started anew.
+    leave included: they share the machine's memory. One that lives, but is down for `hung_s`, or
+    is to be renewed, is started anew.
     """
 
     def __init__(
@@ -136,6 +138,13 @@ class LocalPool(Pool):
         """Take a replica out until a probe succeeds, or its engine was restarted."""
         self._health.failed(replica, reason)
 
+    def renew(self, replica: Replica, reason: str) -> None:
+        """Start its engine anew, later and later if that does not help."""
+        for place in self._places:
+            if place.replica is replica and not replica.is_ready:
+                place.why_hung = reason
+                place.hung.set()
+
     async def scale(self, count: int) -> None:
         """Want so many replicas; raise ConfigError beyond the most there may be."""
         if not 0 <= count <= self._scaling.most:
@@ -212,6 +221,7 @@ class LocalPool(Pool):
                     if before is not None:
                         await self._back_off(place, replica, before)
                     place.hung.clear()
+                    place.why_hung = ""
                     return None if place.leave.is_set() else await self._serve(place, replica)
                 finally:
                     await self._retire(replica)
@@ -251,7 +261,8 @@ class LocalPool(Pool):
             return engine.died.result()
         if place.leave.is_set():
             return None
-        return EngineDied(f"it was down for {self._hung_s:g} s: {replica.reason}")
+        down = f"it was down for {self._hung_s:g} s: {replica.reason}"
+        return EngineDied(place.why_hung or down)
 
     async def _drain(self, replica: Replica) -> None:
         """Take no more requests, and wait for those in flight."""

@@ -4,7 +4,8 @@ The pool owns `state`, the sync of policies owns `served` and `current`, and the
 counts; everything runs on one event loop, so nobody locks.
 """
 
-from collections.abc import Container, Iterable
+import ssl
+from collections.abc import Container, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -36,35 +37,56 @@ class Exchange(Protocol):
 class Replica:
     """One engine behind an address, and its load. Compare by identity.
 
-    `base_url` is `http://HOST:PORT` without a path.
+    `base_url` is `http://HOST:PORT` without a path, or https with `tls`. `headers` go with each
+    request to it. One that `labels` is a gateway of ours, whose answers say which weights made
+    them; those of `affinity` carry the session's name, for a balancer in front of it.
     """
 
     __slots__ = (
         "active",
+        "affinity",
         "current",
         "errors",
+        "headers",
         "host",
         "host_line",
         "id",
         "idle",
         "in_flight",
+        "labels",
         "leaving",
         "metrics",
         "port",
+        "proof",
         "reason",
         "requests",
         "served",
         "sessions",
         "stamps",
         "state",
+        "tls",
         "weight",
     )
 
-    def __init__(self, id_: str, host: str, port: int) -> None:
-        self.id = id_
-        self.host = host
-        self.port = port
-        self.host_line = b"host: " + self.base_url.removeprefix("http://").encode() + b"\r\n"
+    def __init__(
+        self,
+        id_: str,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        affinity: Sequence[str] = (),
+        labels: bool = False,
+    ) -> None:
+        self.id, self.host, self.port = id_, host, port
+        self.tls = tls
+        self.headers = tuple(headers)
+        self.affinity = tuple(name.lower().encode() for name in affinity)
+        """Names of headers whose value is a request's session."""
+        self.labels = labels
+        self.host_line = self._host_line()
+        """All header lines that each request to it begins with."""
         self.stamps: dict[int, bytes] = {}
         """Version -> the header lines that its answers carry; the fast lane's."""
         self.state = ReplicaState.STARTING
@@ -90,19 +112,29 @@ class Replica:
         """Policy name -> the version that the bare name means here."""
         self.leaving: Container[int] = ()
         """Versions that take no new requests, yet finish those they have; the sync's."""
+        self.proof: tuple[str, float] | None = None
+        """The version, `NAME@VERSION`, whose probes its engine passed last, and by how much its
+        logprobs differed at most."""
         self.metrics: dict[str, float] = {}
         """What its /metrics last said, for sight only: never for routing."""
 
     @property
     def base_url(self) -> str:
-        """`http://HOST:PORT`."""
+        """`http://HOST:PORT`, or `https://HOST:PORT`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     @property
     def is_ready(self) -> bool:
         """Whether requests may be sent to it."""
         return self.state is ReplicaState.READY
+
+    def _host_line(self) -> bytes:
+        scheme, _, name = self.base_url.partition("://")
+        if scheme == "https" and self.port == 443:
+            name = name.removesuffix(":443")  # a front that chooses by name may know it so only
+        lines = [("host", name), *self.headers]
+        return "".join(f"{name}: {value}\r\n" for name, value in lines).encode()
 
     def serve_only(self, name: str, version: int, engine_name: str) -> None:
         """Say that it serves exactly this one version under exactly this name."""

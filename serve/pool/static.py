@@ -1,5 +1,6 @@
 """A pool of engines that somebody else started: a fixed list of URLs."""
 
+import ssl
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,14 +12,33 @@ from serve.pool.replicas import Replica
 
 
 class StaticPool(Pool):
-    """Replicas at `http://HOST:PORT` each; `health` are the options of `Health`."""
+    """Replicas at `http://HOST:PORT` each, or `https://HOST` with `tls`.
 
-    def __init__(self, urls: Sequence[str], **health: Any) -> None:  # noqa: ANN401  # Health's
+    `headers` go with every request to them; `health` are the options of `Health`.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        tls: ssl.SSLContext | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        **health: Any,  # noqa: ANN401  # Health's
+    ) -> None:
         super().__init__()
         for number, url in enumerate(urls):
             parts = urlsplit(url)
+            is_tls = parts.scheme == "https"
+            if is_tls and tls is None:
+                raise ConfigError(f"{url}: there is nothing to believe its certificate by")
             self.replicas.append(
-                Replica(f"upstream-{number}", parts.hostname or "", parts.port or 80)
+                Replica(
+                    f"upstream-{number}",
+                    parts.hostname or "",
+                    parts.port or (443 if is_tls else 80),
+                    tls=tls if is_tls else None,
+                    headers=headers,
+                )
             )
         self._health = Health(self, **health)
 

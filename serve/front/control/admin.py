@@ -118,6 +118,7 @@ async def publish(
         parent=body.parent,
         metrics=body.metrics,
         probes=None if body.probes is None else body.probes.probes(),
+        swap=body.swap,
     )
     label = f"{info.name}@{info.version}"
     _converge(request, services, info.name, body.swap)
@@ -130,7 +131,9 @@ async def rollback(
     request: Request, body: RollbackBody, services: ServicesDep, caller: AdminDep
 ) -> VersionAnswer:
     """Let a policy's name mean an older version again; the replicas follow afterwards."""
-    info = await asyncio.to_thread(services.policies.rollback, body.name, body.version)
+    info = await asyncio.to_thread(
+        services.policies.rollback, body.name, body.version, swap=body.swap
+    )
     label = f"{info.name}@{info.version}"
     _converge(request, services, info.name, body.swap)
     await _audit(request, services, caller.actor, "policy.rollback", label)

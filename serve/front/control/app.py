@@ -5,7 +5,7 @@ Models, health, metrics, documents and the dashboard's page are here, what chang
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -27,7 +27,14 @@ from serve.errors import (
 from serve.front.control import pages
 from serve.front.control.admin import router as admin_router
 from serve.front.control.admin import sight_of
-from serve.front.control.bodies import ErrorAnswer, HealthAnswer, ModelCard, ModelList, ReadyAnswer
+from serve.front.control.bodies import (
+    ErrorAnswer,
+    HealthAnswer,
+    ModelCard,
+    ModelList,
+    ReadyAnswer,
+    ServingAnswer,
+)
 from serve.front.control.guard import (
     Bearer,
     CallerDep,
@@ -66,8 +73,11 @@ _WAKING = frozenset((ReplicaState.STARTING, ReplicaState.SYNCING, ReplicaState.D
 routes = APIRouter()
 
 
-def control_app(services: Services) -> App:
-    """Return the ASGI application. It needs no lifespan, and runs on the gateway's event loop."""
+def control_app(services: Services, mounts: Sequence[APIRouter] = ()) -> App:
+    """Return the ASGI application. It needs no lifespan, and runs on the gateway's event loop.
+
+    Routers of `mounts` come last: they take no route of ours.
+    """
     app = FastAPI(
         title="Palaestra gateway",
         version=services.version,
@@ -82,6 +92,8 @@ def control_app(services: Services) -> App:
     app.include_router(routes)
     app.include_router(admin_router)
     app.include_router(pages.router)
+    for router in mounts:
+        app.include_router(router)
     app.add_exception_handler(ServeError, _serve_error)
     app.add_exception_handler(wire.BadReference, _bad_reference)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -176,6 +188,12 @@ _NEEDS_KEY: dict[int | str, dict[str, Any]] = {
 async def models(request: Request, _: CallerDep) -> ModelList:
     """Return all names that a request may put into `model`: policies, live versions, aliases."""
     return ModelList(data=await sight_of(request).models())
+
+
+@routes.get("/serving", tags=["sight"], responses=_NEEDS_KEY, dependencies=[Bearer])
+async def serving(request: Request, _: CallerDep) -> ServingAnswer:
+    """Return what would answer now; gateways in front of this one ask it each second."""
+    return sight_of(request).serving()
 
 
 @routes.get(

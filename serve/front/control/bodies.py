@@ -150,6 +150,34 @@ class ReadyAnswer(BaseModel):
     replicas_ready: int
 
 
+class ServedPolicy(BaseModel):
+    """What a gateway's ready replicas serve of one policy."""
+
+    current: int
+    """The version that the bare name means now."""
+    versions: list[int]
+    max_model_len: int | None
+
+
+class ProofAnswer(BaseModel):
+    """That an engine computed a version's probes as their trainer did."""
+
+    label: str
+    """The version, `NAME@VERSION`."""
+    difference: float
+    """The largest of a logprob, in nats."""
+
+
+class ServingAnswer(BaseModel):
+    """What a gateway would answer with at this moment."""
+
+    ready: bool
+    """Whether a replica takes requests."""
+    policies: dict[str, ServedPolicy]
+    proof: ProofAnswer | None
+    """The least exact one of the ready replicas."""
+
+
 class ModelCard(BaseModel):
     """OpenAI's model object, with what vLLM and we add."""
 
@@ -185,6 +213,8 @@ class ReplicaAnswer(BaseModel):
     sessions: int
     served: dict[str, list[int]]
     current: dict[str, int]
+    proof: ProofAnswer | None
+    """Of the version whose probes it passed last."""
     metrics: dict[str, float]
     """What the engine's own /metrics last said."""
 

@@ -88,13 +88,14 @@ class Policies(Protocol):
         parent: int | None = None,
         metrics: Mapping[str, float] | None = None,
         probes: Probes | None = None,
+        swap: SwapMode = SwapMode.WAIT,
     ) -> PolicyInfo:
         """Make a checkpoint the newest version."""
 
     def prune(self, name: str, versions: Collection[int]) -> Pruned:
         """Delete the weights of versions that are not in use."""
 
-    def rollback(self, name: str, version: int) -> PolicyInfo:
+    def rollback(self, name: str, version: int, *, swap: SwapMode = SwapMode.WAIT) -> PolicyInfo:
         """Make an older version the newest again."""
 
     def policies(self) -> Sequence[str]:
@@ -144,6 +145,8 @@ class Services:
     """Whether nobody on the way could read a request, from its source and headers."""
     desired: Callable[[], int | None] = _fixed
     """How many replicas there shall be; None where the set is fixed."""
+    trusts_edge: bool = False
+    """Whether somebody in front of the gateway proves who asks, so that no key is needed."""
     gpu_available: bool = False
     version: str = "0"
     """Of this package."""

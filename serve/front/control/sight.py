@@ -22,7 +22,10 @@ from serve.front.control.bodies import (
     Overview,
     PolicyAnswer,
     PoolAnswer,
+    ProofAnswer,
     ReplicaAnswer,
+    ServedPolicy,
+    ServingAnswer,
     VersionAnswer,
 )
 from serve.front.control.services import Services
@@ -71,6 +74,26 @@ class Sight:
                 oldest_held_s=demand.oldest_held_s,
                 idle_s=demand.idle_s,
             ),
+        )
+
+    def serving(self) -> ServingAnswer:
+        """Return what the ready replicas serve, without a look at the disk."""
+        replicas = [replica for replica in self._services.pool.replicas if replica.is_ready]
+        live = _live_versions(replicas)
+        current = {name: max(replica.current.get(name, 0) for replica in replicas) for name in live}
+        proofs = [proof for replica in replicas if (proof := _proof(replica)) is not None]
+        return ServingAnswer(
+            ready=any(current.values()),
+            proof=max(proofs, key=lambda proof: proof.difference, default=None),
+            policies={
+                name: ServedPolicy(
+                    current=current[name],
+                    versions=sorted(versions),
+                    max_model_len=self._services.models.get(name, {}).get("max_model_len"),
+                )
+                for name, versions in live.items()
+                if current[name]
+            },
         )
 
     async def policies(self) -> list[PolicyAnswer]:
@@ -250,8 +273,15 @@ def _replica(replica: Replica) -> ReplicaAnswer:
         sessions=replica.sessions,
         served={name: sorted(versions) for name, versions in replica.served.items()},
         current=dict(replica.current),
+        proof=_proof(replica),
         metrics=engine_metrics(replica),
     )
+
+
+def _proof(replica: Replica) -> ProofAnswer | None:
+    if replica.proof is None:
+        return None
+    return ProofAnswer(label=replica.proof[0], difference=replica.proof[1])
 
 
 def _live_versions(replicas: Sequence[Replica]) -> dict[str, set[int]]:

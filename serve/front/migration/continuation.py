@@ -57,7 +57,13 @@ class Interrupted(Protocol):
 
 
 def follow(exchange: Interrupted, head: AnswerHead) -> "Continuation | None":
-    """Return what follows this stream, or None if nobody could go on with it."""
+    """Return what follows this stream, or None if nobody could go on with it.
+
+    Nobody goes on with a stream of another gateway: which of its versions made the last tokens is
+    in a trailer that is lost with it, and two versions must not be joined.
+    """
+    if exchange.replica is not None and exchange.replica.labels:
+        return None
     if not head.chunked or head.status != 200 or b'"return_token_ids"' not in exchange.body:
         return None
     ask = read_ask(exchange.path, exchange.body)
@@ -178,7 +184,8 @@ class Continuation:
         exact = Wanted(wanted.name, exact=exchange.version)
         lost = exchange.replica
         replica = exchange.gateway.router.pick(exact, exchange.session, lost)
-        return None if replica is lost else replica
+        # What a gateway holds is known as of the last look only: it may have changed since.
+        return None if replica is lost or (replica and replica.labels) else replica
 
     def _prepare(self, replica: Replica) -> None:
         """Make the request for the rest; raise Unjoinable."""

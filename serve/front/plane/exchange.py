@@ -10,9 +10,10 @@ import asyncio
 from serve import wire
 from serve.accounts.limits import Account, Denied
 from serve.front.migration.continuation import Continuation, follow
-from serve.front.plane.request import Inquiry, clock
+from serve.front.plane.elsewhere import is_worth_it
+from serve.front.plane.request import Inquiry, Tally, clock
 from serve.front.ports import Client, Headers, House
-from serve.front.relay import bodies, heads
+from serve.front.relay import bodies, heads, labels
 from serve.front.relay.upstream import Upstream
 from serve.pool.health import OURS
 from serve.pool.replicas import Replica
@@ -24,37 +25,18 @@ _CONNECT_S = 5.0
 _CLIENT_GONE = 499
 
 
-class Exchange(Inquiry):
+class Exchange(Inquiry, Tally):
     """A request on the data plane, and everything that it holds."""
 
-    account: Account | None = None
-    model = ""
     wanted: Wanted | None = None
-    engine_name = b""
-    """What the body calls the model, as a JSON string."""
     replica: Replica | None = None
-    version = 0
-    status = 0
-    retries = 0
-    events = 0
-    """Server-sent events that passed by."""
-    bytes_out = 0
-    streamed = False
-    began = False
-    """Whether a byte of the answer went to the client."""
     done = False
-    usage: tuple[int, int] | None = None
-    """Prompt and completion tokens, as the engine counted them."""
-    whole = b""
-    """An answer that was sent in one piece; its usage is read when it is on its way."""
-    first_byte_at = 0.0
-    read_at = 0.0
-    held_at = 0.0
-    ended_at = 0.0
     continuation: Continuation | None = None
     """Follows a stream that another replica could go on with."""
     _event_end = True
     _stale_retried = False
+    _turned_away = False
+    """Whether a gateway has refused it, so that it went elsewhere."""
     _upstream: Upstream | None = None
     _connecting: asyncio.Task[None] | None = None
     _head: heads.AnswerHead | None = None
@@ -87,6 +69,8 @@ class Exchange(Inquiry):
         found = serves(replica, wanted)
         assert found is not None
         self.version, engine_name = found
+        if replica.labels:
+            engine_name = labels.name_for(wanted)
         if engine_name != self.engine_name:
             is_named = bool(self.engine_name)
             self.body = bodies.with_model(self.body, engine_name, is_named=is_named)
@@ -149,10 +133,7 @@ class Exchange(Inquiry):
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.abort()
-        self._lost(reason, upstream)
+        self._lost(reason, self._drop())
 
     # Coming back.
 
@@ -162,6 +143,9 @@ class Exchange(Inquiry):
         self.status = head.status
         self.streamed = head.streamed
         self._head = head
+        assert self.replica is not None
+        if self.replica.labels and self._goes_elsewhere(head, self.replica):
+            return
         if head.streamed:
             self.continuation = follow(self, head)
         if head.length is not None and head.length <= _HOLD_BYTES and not head.streamed:
@@ -190,7 +174,7 @@ class Exchange(Inquiry):
             if done:
                 self._upstream = None
                 if self._head is not None and self._head.chunked:
-                    data = self._with_trailer(data)
+                    data = labels.with_trailer(data, self.version, self.version_now())
             if self.began:
                 self.client.write(data)
             else:
@@ -264,7 +248,7 @@ class Exchange(Inquiry):
         try:
             async with asyncio.timeout(_CONNECT_S):
                 _, upstream = await self.gateway.loop.create_connection(
-                    lambda: Upstream(replica), replica.host, replica.port
+                    lambda: Upstream(replica), replica.host, replica.port, ssl=replica.tls
                 )
         except OSError as error:  # TimeoutError is one
             self._connecting = None
@@ -286,13 +270,24 @@ class Exchange(Inquiry):
 
     def _send(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        replica, forwarded = upstream.replica, self.forwarded
+        if replica.labels:
+            assert self.wanted is not None
+            forwarded += labels.lines_for(replica, self.wanted, self.session)
         head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
             self.path,
-            upstream.replica.host_line,
-            self.forwarded,
+            replica.host_line,
+            forwarded,
             len(self.body),
         )
         upstream.send(self, head, self.body)
+
+    def _drop(self) -> Upstream | None:
+        """Let go of the connection, and of the answer on it."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+        return upstream
 
     def _take(self, replica: Replica) -> None:
         self.replica = replica
@@ -317,18 +312,37 @@ class Exchange(Inquiry):
                 self._end_visibly(reason, upstream)
             return
         self.streamed = False  # nothing of that answer was used: it costs nobody tokens
-        if self.retries - self._stale_retried >= 1:
+        if self.retries - self._stale_retried - self._turned_away >= 1:
             message = "the replica was lost before it answered, and so was the next one"
             self.refuse(502, message, kind="api_error", code="replica_lost", retry_after_s=1)
         else:
-            self._head = None
-            self._parts = None
-            self.continuation = None
-            self.first_byte_at = 0.0
-            self.bytes_out = 0
-            self.retries += 1
-            self.gateway.meters.retries += 1
-            self.dispatch(avoid=replica)
+            self._begin_anew(replica)
+
+    def _begin_anew(self, avoid: Replica | None) -> None:
+        """Ask again, somewhere else if that can be: no byte went to the client."""
+        self._head = None
+        self._parts = None
+        self.continuation = None
+        self.streamed = False
+        self.first_byte_at = 0.0
+        self.bytes_out = 0
+        self.retries += 1
+        self.gateway.meters.retries += 1
+        self.dispatch(avoid=avoid)
+
+    def _goes_elsewhere(self, head: heads.AnswerHead, replica: Replica) -> bool:
+        """Ask another gateway, once, where this one cannot answer now."""
+        self.version = labels.version_in(head, self.version)
+        if self._turned_away or head.status not in labels.TURNS_AWAY:
+            return False
+        assert self.wanted is not None
+        if not is_worth_it(self.gateway, head.status, replica, self.wanted, self.session):
+            return False
+        self._turned_away = True
+        self._drop()
+        self._leave()
+        self._begin_anew(replica)
+        return True
 
     def _end_visibly(self, reason: str, upstream: Upstream | None) -> None:
         """End an answer that has begun: with an error event where one fits, else by a cut."""
@@ -353,12 +367,7 @@ class Exchange(Inquiry):
         replica = self.replica
         assert replica is not None
         lines = head.lines
-        stamp = replica.stamps.get(self.version)
-        if stamp is None:
-            stamp = replica.stamps[self.version] = heads.stamp(self.version, replica.id)
-        lines.append(stamp)
-        if (end := self.version_now()) != self.version:
-            lines.append(heads.ended_by(end))
+        labels.label(head, replica, self.version, self.version_now())
         if head.length is None and not head.chunked:
             self.client.keep_alive = False
         if not self.client.keep_alive:
@@ -372,17 +381,7 @@ class Exchange(Inquiry):
         replica, wanted = self.replica, self.wanted
         assert replica is not None
         assert wanted is not None
-        served = replica.served.get(wanted.name, {})
-        if self.version in served or self.version in replica.leaving:
-            return self.version
-        return replica.current.get(wanted.name, self.version)
-
-    def _with_trailer(self, data: bytes) -> bytes:
-        """Say in a trailer that another version finished the stream than began it."""
-        end = self.version_now()
-        if end == self.version or not data.endswith(b"\r\n"):
-            return data
-        return b"%b%b\r\n\r\n" % (data[:-2], heads.ended_by(end))
+        return labels.version_now(replica, wanted, self.version)
 
     def _watch(self, data: bytes) -> None:
         """Count the events and keep the usage that passes by."""

@@ -310,9 +310,11 @@ class Lane(asyncio.Protocol):
             if gateway.expects_https and not gateway.is_secure(self._peer, headers):
                 self._refuse(400, "this server expects HTTPS: nobody must read keys on the way")
                 return
-            if gateway.auth.open and (reason := heads.foreign(headers)) is not None:
-                self._refuse(403, reason)
-                return
+            if gateway.auth.open and not gateway.trusts_edge:
+                reason = heads.foreign(headers)
+                if reason is not None:
+                    self._refuse(403, reason)
+                    return
             exchange = Exchange(gateway, self, target, headers, body)
             self._exchange = exchange
             exchange.start()

@@ -3,6 +3,7 @@
 import time
 from hashlib import sha256
 
+from serve.accounts.limits import Account
 from serve.front.ports import Client, Headers
 from serve.front.relay import heads
 from serve.wire import Scope
@@ -14,6 +15,31 @@ _READ = heads.NOT_FORWARDED | {b"x-session-id", b"x-request-id", b"traceparent"}
 _PLAIN_CONNECTION = frozenset((b"keep-alive", b"close"))
 
 
+class Tally:
+    """What is counted of a request and its answer. Defaults on the class: most never change all."""
+
+    account: Account | None = None
+    model = ""
+    version = 0
+    """The one that it was dispatched to."""
+    status = 0
+    retries = 0
+    events = 0
+    """Server-sent events that passed by."""
+    bytes_out = 0
+    streamed = False
+    began = False
+    """Whether a byte of the answer went to the client."""
+    usage: tuple[int, int] | None = None
+    """Prompt and completion tokens, as the engine counted them."""
+    whole = b""
+    """An answer that was sent in one piece; its usage is read when it is on its way."""
+    first_byte_at = 0.0
+    read_at = 0.0
+    held_at = 0.0
+    ended_at = 0.0
+
+
 class Inquiry:
     """The request itself. `path` may carry a query; `forwarded` are the engine's header lines."""
 
@@ -23,6 +49,8 @@ class Inquiry:
     request_id: bytes | None = None
     constraint: bytes | None = None
     traceparent: bytes | None = None
+    engine_name = b""
+    """What the body calls the model, as a JSON string."""
 
     def __init__(self, client: Client, path: bytes, headers: Headers, body: bytes) -> None:
         self.client = client
@@ -50,7 +78,8 @@ class Inquiry:
                 return self._read_headers(heads.without_connection(headers))
             elif name not in heads.NOT_FORWARDED:
                 if name == b"x-session-id":
-                    self.session = value if len(value) <= 256 else sha256(value).digest()
+                    is_long = len(value) > 256
+                    self.session = sha256(value).hexdigest().encode() if is_long else value
                 elif name == b"x-request-id":
                     self.request_id = value
                 else:

@@ -12,17 +12,17 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | frozenset(
     # Ours to set, ours to know, or a way to choose a worker past our back.
     b"host content-length expect authorization cookie forwarded x-forwarded-for x-forwarded-host "
-    b"x-forwarded-proto x-real-ip x-data-parallel-rank x-policy-constraint x-api-key".split()
+    b"x-forwarded-proto x-real-ip x-data-parallel-rank x-policy-constraint x-api-key "
+    b"modal-key modal-secret modal-authorization modal-session-id modal-routing-affinity-key "
+    b"modal-flash-upstream".split()
 )
 """Of a request's headers, those that an engine never sees, in lower case."""
 
-_NOT_RETURNED = (HOP_BY_HOP - {b"transfer-encoding"}) | {
-    b"server",
-    b"set-cookie",
-    wire.POLICY_VERSION_HEADER.lower().encode(),
-    wire.POLICY_VERSION_END_HEADER.lower().encode(),
-    wire.REPLICA_HEADER.lower().encode(),
-}
+VERSION = wire.POLICY_VERSION_HEADER.lower().encode()
+VERSION_END = wire.POLICY_VERSION_END_HEADER.lower().encode()
+REPLICA = wire.REPLICA_HEADER.lower().encode()
+_LABELS = frozenset((VERSION, VERSION_END, REPLICA))
+_NOT_RETURNED = (HOP_BY_HOP - {b"transfer-encoding"}) | {b"server", b"set-cookie"} | _LABELS
 
 MAX_HEAD_BYTES = 65_536
 
@@ -32,9 +32,12 @@ class BadAnswer(ValueError):
 
 
 class AnswerHead:
-    """The head of an engine's answer: its status, its framing, and the lines to pass on."""
+    """The head of an engine's answer: its status, its framing, and the lines to pass on.
 
-    __slots__ = ("chunked", "keeps_alive", "length", "lines", "status", "streamed")
+    `labels` are what an upstream says of its weights, which counts only if it is one of ours.
+    """
+
+    __slots__ = ("chunked", "keeps_alive", "labels", "length", "lines", "status", "streamed")
 
     def __init__(self, raw: bytes) -> None:
         first, *lines = raw.split(b"\r\n")
@@ -45,6 +48,7 @@ class AnswerHead:
         self.length: int | None = None
         self.chunked = False
         self.streamed = False
+        self.labels: dict[bytes, bytes] | None = None
         self.lines = [first]
         for line in lines:
             self._take(line)
@@ -69,6 +73,8 @@ class AnswerHead:
         elif name in _NOT_RETURNED:
             if name == b"connection" and b"close" in value.lower():
                 self.keeps_alive = False
+            elif name in _LABELS:
+                self.labels = {**(self.labels or {}), name: value.strip()}
             return
         self.lines.append(line)
 

@@ -65,6 +65,7 @@ def replica(id_: str, state: str, *versions: int, reason: str = "") -> dict[str,
         "sessions": 4,
         "served": {"p": list(versions)} if versions else {},
         "current": {"p": versions[-1]} if versions else {},
+        "proof": {"label": f"p@{versions[-1]}", "difference": 0.25} if versions else None,
         "metrics": {"running": 1.0},
     }
 
@@ -146,6 +147,7 @@ def test_pool_and_scale() -> None:
                 sessions=4,
                 served={"p": (1, 2)},
                 current={"p": 2},
+                proof=("p@2", 0.25),
             ),
         ),
         in_flight=5,

@@ -19,11 +19,13 @@ from serve.pool.scaling import Scaling
 from serve.settings import (
     EngineSettings,
     HealthConfig,
+    RemoteConfig,
     RoutingRules,
     RulesFile,
     ScalingConfig,
     ServeConfig,
     Split,
+    VolumeConfig,
     load,
 )
 
@@ -35,6 +37,15 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "host": ("::1", "::1"),
     "port": (0, 0),
     "state": ("~/s", Path("~/s").expanduser()),
+    "policies": ("~/p", Path("~/p").expanduser()),
+    "policies_read_only": (True, True),
+    "volume": ({"name": "v", "root": "/v"}, VolumeConfig(name="v", root=Path("/v"))),
+    "edge_tls": (True, True),
+    "edge_auth": (True, True),
+    "mounts": (["train.service:router"], ("train.service:router",)),
+    "remote.key_env": ("K", "K"),
+    "remote.ca": ("ca.pem", Path("ca.pem")),
+    "remote.look_s": (3, 3.0),
     "replicas": (0, 0),
     "max_replicas": (3, 3),
     "routing": ("round_robin", Routing.ROUND_ROBIN),
@@ -48,6 +59,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "engine.max_lora_rank": (8, 8),
     "engine.swappable": (False, False),
     "engine.extra_args": (["--x", "1"], ("--x", "1")),
+    "engine.program": (["p", "{model}", "{port}"], ("p", "{model}", "{port}")),
     "front.max_body_bytes": (1024, 1024),
     "front.max_connections": (7, 7),
     "front.max_held": (0, 0),
@@ -96,7 +108,11 @@ def value_of(config: object, key: str) -> object:
 
 def base(key: str) -> dict[str, Any]:
     """What else must be said for a key to make sense."""
-    pairs = {"tls_cert": {"tls_key": "k"}, "tls_key": {"tls_cert": "c"}}
+    pairs = {
+        "tls_cert": {"tls_key": "k"},
+        "tls_key": {"tls_cert": "c"},
+        "volume": {"policies": "p"},
+    }
     return {"model": "m"} | ({"max_replicas": 2} if key == "replicas" else {}) | pairs.get(key, {})
 
 
@@ -106,7 +122,8 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_no_key_is_forgotten_here() -> None:
-    assert {*VALUES, "upstreams"} == set(keys())
+    apart = {"upstreams", "modal", "remote.proxy_id_env", "remote.proxy_secret_env"}
+    assert set(VALUES) | apart == set(keys())
 
 
 @pytest.mark.parametrize("key", VALUES)
@@ -137,13 +154,15 @@ def test_what_is_told_to_the_parts_is_what_they_take() -> None:
 
 def test_each_key_is_read_somewhere() -> None:
     folder = Path(serve.__file__).parent
-    files = [folder / "up.py", *(folder / "front").rglob("*.py")]
+    files = [*(folder / name for name in ("up.py", "pools.py", "settings.py"))]
+    files += (folder / "front").rglob("*.py")
     source = "".join(path.read_text() for path in files)
     passed_whole = ("health.", "scaling.", "rules.")
     for key in set(keys()) - {"replicas", "max_replicas"}:
         if not key.startswith(passed_whole):
             name = key.rpartition(".")[2]
-            assert re.search(rf"(config|settings|limits|front)\.{name}\b", source), key
+            owner = "self" if key.startswith(("remote.", "policies")) else "limits|front|settings"
+            assert re.search(rf"(config|remote|{owner})\.{name}\b", source), key
 
 
 def test_the_command_line_wins_key_by_key(written: Path) -> None:
@@ -162,9 +181,9 @@ def test_the_command_line_wins_key_by_key(written: Path) -> None:
 
 
 def test_upstreams(written: Path) -> None:
-    written.write_text("upstreams: ['http://127.0.0.1:1/v1/', 'http://[::1]:2']\n")
+    written.write_text("upstreams: ['http://127.0.0.1:1/v1/', 'http://[::1]:2', 'https://h/']\n")
     config = load(written, {})
-    assert config.upstreams == ("http://127.0.0.1:1", "http://[::1]:2")
+    assert config.upstreams == ("http://127.0.0.1:1", "http://[::1]:2", "https://h")
     assert config.front.hold_s == 15.0, "nobody starts any"
     assert load(written, {"front": {"hold_s": 60}}).front.hold_s == 60
     assert load(None, {"model": "m"}).front.hold_s == 300.0
@@ -192,6 +211,12 @@ def test_upstreams(written: Path) -> None:
         ("model: m\nrules: {aliases: {a: b, b: m}}", "rules: aliases: a points to b, which is"),
         ("model: m\nrules: {aliases: {a: 'm@x'}}", "rules.aliases.a: expected NAME"),
         ("model: m\nfront: 5", "front: Input should be"),
+        ("modal: {app: a}", "modal.server: Field required"),
+        ("modal: {app: a, server: s}\nmodel: m", "give either --model or --upstream, or `modal`"),
+        ("modal: {app: a, server: s}\nreplicas: 2", "replicas: only for engines"),
+        ("model: m\nremote: {proxy_id_env: A}", "remote: proxy_id_env and proxy_secret_env belong"),
+        ("model: m\nvolume: {name: v}", "volume: say with `policies` which"),
+        ("model: m\nmounts: [train.service]", "mounts.0: expected MODULE:FACTORY, such as"),
         ("- model", "expected keys and values, got list"),
         ("model: [", "while parsing"),
         ("model: \xff", "'utf-8' codec"),
@@ -209,7 +234,7 @@ def test_what_is_wrong_is_said_in_a_line(text: str, complaint: str, written: Pat
 @pytest.mark.parametrize(
     "url",
     [
-        "https://127.0.0.1",
+        "ftp://127.0.0.1",
         "127.0.0.1:80",
         "http://",
         "http://h:0",
@@ -263,7 +288,7 @@ def test_the_example_shows_every_key_and_its_default() -> None:
 
 def test_what_the_example_shows_in_comments_is_true(written: Path) -> None:
     shown = re.sub(r"^( *)# (\w+: )", r"\1\2", EXAMPLE.read_text(), flags=re.MULTILINE)
-    shown = re.sub(r"^upstreams: .*$", "", shown, flags=re.MULTILINE)
+    shown = re.sub(r"^(upstreams|modal): .*$", "", shown, flags=re.MULTILINE)
     written.write_text(re.sub(r"\{\}( +# POLICY: )(\{.*?\})(.*)", r"{m: \2}", shown))
     config = load(written, {})
     assert (config.name, config.max_replicas, config.tls_key) == ("my-policy", 4, Path("key.pem"))
@@ -273,6 +298,26 @@ def test_what_the_example_shows_in_comments_is_true(written: Path) -> None:
     assert with_upstreams is not None
     written.write_text(with_upstreams[0])
     assert len(load(written, {}).upstreams) == 2
+    with_modal = re.search(r"modal: .*\}", EXAMPLE.read_text())
+    assert with_modal is not None
+    written.write_text(with_modal[0])
+    assert load(written, {}).front.hold_s == 900
+
+
+def test_secrets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RemoteConfig(key_env="KEY_A", proxy_id_env="KEY_B", proxy_secret_env="KEY_C")
+    for name in ("KEY_A", "KEY_B", "KEY_C"):
+        monkeypatch.setenv(name, f" {name.lower()}\n")
+    assert remote.headers() == (
+        ("authorization", "Bearer key_a"),
+        ("modal-key", "key_b"),
+        ("modal-secret", "key_c"),
+    )
+    assert RemoteConfig().headers() == ()
+    for value, complaint in (("", "is not set"), ("a\r\nhost: b", "is no text for a header")):
+        monkeypatch.setenv("KEY_A", value)
+        with pytest.raises(ConfigError, match=f"^remote.key_env: .* KEY_A {complaint}"):
+            remote.headers()
 
 
 def test_up_reads_the_example(

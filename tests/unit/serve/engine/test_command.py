@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve.config import EngineConfig
-from serve.engine.command import Command, Device, DeviceKind, vllm_command
+from serve.engine.command import Command, Device, DeviceKind, engine_command, vllm_command
 
 CPU = Device(kind=DeviceKind.CPU, memory_bytes=8 << 30)
 GPU = Device(kind=DeviceKind.GPU)
@@ -115,3 +115,13 @@ def test_key_travels_in_the_environment_and_shows_nowhere() -> None:
 )
 def test_noise(line: str, noise: bool) -> None:
     assert bool(re.search(NOISE, line)) is noise
+
+
+def test_another_program_is_told_what_it_needs_and_nothing_of_vllms() -> None:
+    words = ("python", "-m", "mine", "{model}", "--at={host}:{port}", "{checkpoint}/x")
+    told = config(program=words, extra_args=("--more",), port=18000)
+    assert engine_command(told, GPU) == Command(
+        argv=(sys.executable, "-m", "mine", "name", "--at=127.0.0.1:18000", "/m/x", "--more"),
+        env={"VLLM_API_KEY": ""},
+    )
+    assert engine_command(config(), GPU) == vllm_command(config(), GPU)

@@ -214,6 +214,7 @@ class FakePool(Pool):
             replica.base_url: engine for replica, engine in zip(self.replicas, engines, strict=True)
         }
         self.states: list[str] = []
+        self.renewed: list[str] = []
         self.listeners.append(lambda replica: self.states.append(f"{replica.id} {replica.state}"))
 
     def admin(self, base_url: str) -> VllmAdmin:
@@ -228,6 +229,9 @@ class FakePool(Pool):
     def failed(self, replica: Replica, reason: str) -> None:
         replica.state, replica.reason = ReplicaState.DOWN, reason
         self.tell(replica)
+
+    def renew(self, replica: Replica, reason: str) -> None:
+        self.renewed.append(f"{replica.id}: {reason}")
 
     async def scale(self, count: int) -> None: ...
 

@@ -77,6 +77,7 @@ def test_who_passes_goes_live_and_takes_no_request_before(
         await sync.converge("p", swap)
         proof = sync.proofs["r0"]
         assert (proof.label, proof.difference, proof.tokens) == ("p@2", 0.0, 3)
+        assert world.replica.proof == ("p@2", 0.0)
 
     run(world, play)
     assert seen == [("syncing", {}, 0, "p@2?")] * 2
@@ -198,6 +199,23 @@ def test_a_stale_engine_alone_is_taken_out_until_it_computes_right(make_world: M
     run(world, play)
 
 
+def test_an_engine_that_goes_on_refusing_is_to_be_renewed(make_world: Make) -> None:
+    world = make_world(2)
+
+    async def play(sync: Sync) -> None:
+        world.engines[0].computes["p"] = world.engines[0].root
+        world.engines[0].is_stale = True
+        world.publish_full(probes="right")
+        await sync.converge("p", SwapMode.WAIT)
+        for renewals in (0, 1, 1, 1, 2):
+            with pytest.raises(ProbeFailed):
+                await prepared(sync, world.replica)
+            assert len(world.pool.renewed) == renewals
+        assert world.pool.renewed[0].startswith("r0: it refused 3 times: r0 does not compute p@2")
+
+    run(world, play)
+
+
 def test_where_all_refuse_all_go_on(make_world: Make) -> None:
     world = make_world(2)
 
@@ -209,6 +227,7 @@ def test_where_all_refuse_all_go_on(make_world: Make) -> None:
     for replica in world.pool.replicas:
         assert (replica.is_ready, says(replica)[1]) == (True, 1)
         assert f"{replica.id} does not compute p@2" in replica.reason
+    assert world.pool.renewed == []
 
 
 @pytest.mark.parametrize("label", ["default", "p@2"])

@@ -13,7 +13,7 @@ from serve.pool.local import LocalPool
 from serve.pool.replicas import Replica, ReplicaState
 from serve.testing import FakeEngine
 
-HEALTH = {"interval_s": 0.01, "down_interval_s": 0.005, "timeout_s": 1.0}
+HEALTH: dict[str, Any] = {"interval_s": 0.01, "down_interval_s": 0.005, "timeout_s": 1.0}
 """Health for tests with real sockets."""
 
 

@@ -210,6 +210,29 @@ def test_an_engine_that_hangs_is_started_anew() -> None:
     pooled(engines, test, probe=probe, hung_s=0.1)
 
 
+def test_one_that_is_to_be_renewed_is_started_anew_unless_it_serves() -> None:
+    engines = Engines()
+
+    async def prepare(replica: Replica) -> None:
+        raise EngineNotReady("stale weights")
+
+    async def test(pool: LocalPool) -> None:
+        await until(are_ready(pool, 1))
+        first = pool.replicas[0]
+        pool.renew(first, "it refused 3 times")  # too late: it serves again
+        pool.prepare = prepare
+        pool.failed(first, "reset")
+        pool.renew(first, "it refused 6 times")
+        await until(lambda: bool(pool.replicas) and "restart 1" in pool.replicas[0].reason)
+        assert "it refused 6 times" in pool.replicas[0].reason
+        pool.prepare = None
+        await until(are_ready(pool, 1))
+        assert (len(engines.made), engines.made[0].stops) == (2, 1)
+        assert not pool.fatal.done()
+
+    pooled(engines, test)
+
+
 def test_one_that_cannot_be_prepared_is_not_started_anew() -> None:
     engines = Engines()
 

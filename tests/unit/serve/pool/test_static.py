@@ -1,4 +1,5 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +7,7 @@ from serve.errors import ConfigError
 from serve.pool.base import Demand
 from serve.pool.replicas import ReplicaState
 from serve.pool.static import StaticPool
+from serve.pool.tls import trusting
 from serve.testing import FakeEngine
 from tests.unit.serve.pool.fakes import HEALTH, until
 
@@ -35,6 +37,20 @@ def test_the_set_is_fixed() -> None:
     assert StaticPool(["http://127.0.0.1"]).replicas[0].port == 80
     assert StaticPool(["http://[::1]:81"]).replicas[0].base_url == "http://[::1]:81"
     assert not StaticPool([]).can_wake
+
+
+def test_upstreams_over_https() -> None:
+    with pytest.raises(ConfigError, match="https://h: there is nothing to believe"):
+        StaticPool(["https://h"])
+    with pytest.raises(ConfigError, match=r"remote\.ca: cannot read .*no\.pem"):
+        trusting(["https://h"], Path("no.pem"))
+    assert trusting(["http://h"], Path("no.pem")) is None
+    tls = trusting(["http://h", "https://h"], None)
+    pool = StaticPool(["https://h", "http://i"], tls=tls, headers=[("authorization", "Bearer k")])
+    secure, plain = pool.replicas
+    assert (secure.base_url, secure.tls, plain.tls) == ("https://h:443", tls, None)
+    assert secure.host_line == b"host: h\r\nauthorization: Bearer k\r\n"
+    assert plain.host_line == b"host: i:80\r\nauthorization: Bearer k\r\n"
 
 
 def test_an_upstream_that_is_replaced_comes_back() -> None:
