@@ -1,0 +1,1 @@
+"""Small apps that the loopback's own tests deploy."""
