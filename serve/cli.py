@@ -1,4 +1,4 @@
-"""The command line: `up` starts the gateway and stays, `pull` fetches a checkpoint.
+"""The command line: `up` starts the gateway and stays, `pull` fetches a checkpoint, and so on.
 
 Imports nothing heavy before the arguments are parsed, so that --help is instant.
 """
@@ -6,10 +6,19 @@ Imports nothing heavy before the arguments are parsed, so that --help is instant
 import argparse
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from serve import keys_cli, policies_cli
-from serve.errors import ConfigError, EngineError, PolicyError, PullFailed, StateError
+from serve.deploy.arguments import VERBS, add_parsers
+from serve.errors import (
+    ConfigError,
+    DeployError,
+    EngineError,
+    PolicyError,
+    PullFailed,
+    StateError,
+)
 from serve.wire import BadReference
 
 _EPILOG = """examples:
@@ -18,9 +27,10 @@ _EPILOG = """examples:
   python -m serve up --model ./checkpoint --replicas 2 -- --gpu-memory-utilization 0.8
   python -m serve up --upstream http://127.0.0.1:18000 --upstream http://127.0.0.1:18010
   python -m serve keys create --scope infer,eval
+  python -m serve deploy --target modal
 
-exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 no engine could be kept up or a pull failed,
-2 wrong usage
+exit codes: 0 stopped by Ctrl-C or SIGTERM, or done; 1 no engine could be kept up, a pull failed or
+a deployment does not answer; 2 wrong usage
 """
 
 
@@ -39,11 +49,13 @@ def main(argv: list[str] | None = None) -> int:
             return _up(options, tuple(extra))
         if options.command == "policies":
             return policies_cli.run(options)
+        if options.command in VERBS:
+            return _verb(options)
         return keys_cli.run(options)
     except (ConfigError, PolicyError, BadReference) as error:
         _complain(error)
         return 2
-    except (EngineError, PullFailed, StateError) as error:
+    except (DeployError, EngineError, PullFailed, StateError) as error:
         _complain(error)
         return 1
 
@@ -61,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("name", metavar="NAME", help="smollm2-135m-instruct, or a hub id ORG/NAME")
     policies_cli.add_parser(commands)
     keys_cli.add_parser(commands)
+    add_parsers(commands)
     return parser
 
 
@@ -99,13 +112,23 @@ def _pull(name: str) -> int:
 
 
 def _up(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
-    from pathlib import Path  # noqa: PLC0415  # not for --help
+    path = Path(options.config) if options.config else None
+    return _stay_up(path, _overrides(options, extra))
 
+
+def _verb(options: argparse.Namespace) -> int:
+    """Run a verb of a deployment; `deploy --target local` is `up`."""
+    from serve.deploy.cli import run  # noqa: PLC0415  # not for --help
+
+    done = run(options)
+    return done if isinstance(done, int) else _stay_up(None, done.settings)
+
+
+def _stay_up(path: Path | None, settings: dict[str, Any]) -> int:
     from serve.settings import load  # noqa: PLC0415
     from serve.up import Told, stay_up  # noqa: PLC0415
 
-    path = Path(options.config) if options.config else None
-    config = load(path, _overrides(options, extra))
+    config = load(path, settings)
     told = Told(
         listening=lambda url: print(f"listening on {url}; logs in {config.state}", flush=True),
         waiting=_show_wait,

@@ -1,0 +1,1 @@
+"""Serving somewhere else than here: the config of a deployment, and what its containers run."""
