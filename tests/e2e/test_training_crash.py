@@ -119,8 +119,7 @@ def test_real_vllm_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
         ended = run.end(900)
         assert ended.code == 0, ended.said
         assert "the learner died" not in ended.said
-        # An older version has been seen to stay on disk after an engine's death.
-        check_whole(world, orphans=1)
+        check_whole(world)
 
 
 def words(world: World, *, staleness: int) -> list[str]:

@@ -111,6 +111,7 @@ def test_a_setting_that_cannot_be_meant(
     world: World, setting: dict[str, object], said: str
 ) -> None:
     refused(world, world.go(*world.words(**setting)), said)
+    assert not list((world.path / "runs").glob("*"))
 
 
 def test_the_first_prompt_does_not_fit(world: World) -> None:

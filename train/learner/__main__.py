@@ -10,7 +10,6 @@ import argparse
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 from train import children
@@ -19,6 +18,16 @@ from train.rollouts.worker import Interrupted
 from train.run import RunDir, State
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def leave_vllm_out() -> None:
+    """Let TRL believe that there is no vLLM, before it loads all of it, which costs two seconds.
+
+    The engines are elsewhere: nothing in this process asks vLLM for anything.
+    """
+    import trl.import_utils as asked  # noqa: PLC0415  # seconds
+
+    asked.is_vllm_available = lambda *_, **__: False
 
 
 def main() -> int:
@@ -31,20 +40,21 @@ def main() -> int:
     if run.config().learn.processes > 1:
         # torchrun gives its workers sessions of their own, in which they would outlive it.
         children.die_with_parent(signal.SIGKILL, os.getppid())
-    # What TRL says of itself and of vLLM at each start is known and pinned.
-    warnings.filterwarnings("ignore", message="TRL currently supports vLLM")
+    leave_vllm_out()
     from transformers.utils import logging  # noqa: PLC0415  # seconds
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     from train.learner.session import learn  # noqa: PLC0415
+    from train.publish import processes  # noqa: PLC0415
 
     try:
         learn(run, options.url)
     except Interrupted:
         return 0
     except TrainError as error:  # the parent says it
-        run.update_status(State.FAILED, str(error))
+        if processes.is_main():
+            run.update_status(State.FAILED, str(error))
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

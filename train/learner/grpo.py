@@ -17,6 +17,7 @@ import torch
 import trl.experimental.async_grpo.async_grpo_trainer as trl_async
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
@@ -24,6 +25,7 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from train.learner import attention
 from train.learner.losses import Diagnostics, LossSettings, combine, token_loss
 from train.learner.steps import Steps
+from train.publish import processes
 from train.rollouts.worker import RolloutWorker
 
 trl_async.register_tree_attention = attention.register
@@ -132,8 +134,9 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
             fresh = inputs["token_versions"] == self.live_version
             with torch.no_grad():
                 self.gaps.append((log_probs - old_log_probs).abs()[fresh])
-        metrics = self._metrics["train"]
-        metrics["entropy"].append(entropy.mean().item())
+        over_all = torch.stack([entropy.sum(), entropy.new_tensor(float(entropy.numel()))])
+        over_all = self.accelerator.reduce(over_all.detach(), reduction="sum")
+        self._metrics["train"]["entropy"].append(tuple(over_all.tolist()))
         self._step_forward_tokens += float(inputs["input_ids"].numel())
         self._step_trained_tokens += float(log_probs.numel())
         self._step_seq_len_weighted += float(
@@ -164,10 +167,11 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
         return outputs.log_probs.flatten()[at], outputs.entropy.flatten()[at]
 
     def take_diagnostics(self) -> tuple[Diagnostics, torch.Tensor]:
-        """Return what the step's micro-batches told, and forget it."""
-        told, gaps = combine(self.diagnostics), torch.cat(self.gaps or [torch.empty(0)])
+        """Return what the step's micro-batches told on all processes, and forget it."""
+        told = combine(processes.all_of(self.diagnostics))
+        gaps = torch.cat([torch.empty(0), *(each.cpu() for each in self.gaps)])
         self.diagnostics, self.gaps = [], []
-        return told, gaps
+        return told, torch.cat(processes.all_of([gaps]))
 
     def send(self) -> None:
         """Publish the weights as they are, unless that was done."""
@@ -198,6 +202,17 @@ class GrpoTrainer(AsyncGRPOTrainer):  # type: ignore[misc]  # transformers has n
             for file in written.iterdir():
                 file.rename(folder / file.name)
             shutil.rmtree(at)
+        if self.is_fsdp_enabled and not self.is_adapter():
+            self._write_whole(folder)
+
+    def _write_whole(self, folder: Path) -> None:
+        """Write the weights anew: of shards, transformers saves a tied head a second time."""
+        is_main = self.accelerator.is_main_process
+        tensors = {name: each.cpu() for name, each in self.full_tensors() if is_main}
+        if is_main:
+            for file in folder.glob("model*.safetensors*"):
+                file.unlink()
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     def _get_output_dir(self, trial: Any) -> str:  # noqa: ANN401
         told: str = getattr(self, "_save_to", "") or super()._get_output_dir(trial)

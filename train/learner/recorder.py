@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from train.errors import BadModel
 from train.learner.checkpoints import Checkpoints, SavedCheckpoints, TrainState, save_groups
 from train.learner.losses import Diagnostics
 from train.publish.channel import Channel
@@ -21,6 +22,9 @@ from train.track.metrics import StepMetrics, of_groups
 from train.track.tracker import Tracker
 
 GROUPS = "groups.npz"
+
+_MOST_GAP = 0.1
+"""Nats that logprobs of the same weights may differ by in the mean; bf16 makes some 0.01."""
 
 
 class Trainer(Protocol):
@@ -52,9 +56,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         run: RunDir,
         *,
         resumed_version: int | None = None,
+        temperature: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`resumed_version` is what the version of the checkpoint that it goes on from was."""
+        """`resumed_version` is what the version of the checkpoint that it goes on from was.
+
+        At another `temperature` than 1 the sampler's logprobs are looked at once.
+        """
         self.last: StepMetrics | None = None
         self.trainer: Trainer
         """Set before `train`."""
@@ -68,6 +76,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
         self._told: dict[str, Any] = {}
         self._resumed_version = resumed_version
         self._numbers: dict[int, int] = {}
+        self._doubted = temperature if temperature != 1 else None
 
     def took(self, step: int, groups: tuple[Group, ...]) -> None:
         """Take in what a step is made of, before it is trained on."""
@@ -128,6 +137,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def _learned(self, logs: dict[str, float]) -> dict[str, Any]:
         told, gaps = self.trainer.take_diagnostics()
+        if self._doubted is not None and len(gaps):
+            check_sampler(gaps, self._doubted)
+            self._doubted = None
         return {
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
@@ -145,12 +157,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers has no ty
 
     def _timed(self, logs: dict[str, float], step_s: float) -> dict[str, Any]:
         wait_s = logs.get("perf/rollout_wait_s") or 0.0
+        sent = self.channel.last
         learn_s = (logs.get("perf/fwd_bwd_s") or 0.0) + (logs.get("perf/optimizer_s") or 0.0)
         return {
             "step_s": step_s,
             "wait_s": wait_s,
             "learn_s": learn_s,
-            "sync_s": self.channel.last.seconds if self.channel.last else None,
+            "sync_s": sent.seconds if sent else None,
+            "probe_gap": sent.probe_gap if sent else None,
             "tokens_per_s": (self._told.get("tokens_trained") or 0) / step_s,
             "idle_share": min(1.0, wait_s / step_s),
         }
@@ -209,6 +223,21 @@ class Saver:
         if self._publisher is not None:
             self._publisher.kept = set(self._versions.values())
             self._publisher.prune()
+
+
+def check_sampler(gaps: torch.Tensor, temperature: float) -> None:
+    """Raise BadModel where tokens have other logprobs than those that they were drawn with.
+
+    `gaps` are the differences to the trainer's, of tokens that its own weights sampled.
+    """
+    mean = gaps.mean().item()
+    if mean > _MOST_GAP:
+        raise BadModel(
+            f"the sampler's logprobs differ from the trainer's by {mean:.2g} in the mean, at most "
+            f"{_MOST_GAP:g} expected of the same weights: at rollouts.temperature={temperature:g} "
+            "its engines must be started with --logprobs-mode processed_logprobs, as `serve up` "
+            "does; vLLM by itself tells those of temperature 1"
+        )
 
 
 def _row(metrics: StepMetrics) -> dict[str, float | int | None]:

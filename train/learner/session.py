@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl.experimental.async_grpo import AsyncGRPOConfig
@@ -42,8 +41,9 @@ from train.learner.losses import LossSettings
 from train.learner.recorder import GROUPS, Recorder, Saver
 from train.learner.served import Served, find_policy
 from train.learner.steps import StepPlan, Steps
-from train.publish import probe
+from train.publish import probe, processes
 from train.publish.channel import Channel
+from train.publish.commits import committing, outbox
 from train.publish.publisher import Publisher
 from train.rewards.registry import make_reward
 from train.rollouts.player import Plan, Player
@@ -55,6 +55,11 @@ from train.track.tracker import Tracker, open_tracker
 
 _FIRST_PROBE_SEED = 1 << 31
 _LONGEST_PROBE = 512
+_SHARDED: dict[str, Any] = {
+    "fsdp": True,
+    "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
+}
+"""Several processes share the weights out among their GPUs; on a CPU each has all of them."""
 _TOLERANCE = {False: 1e-3, True: 0.15}
 """Of a probe's logprob, by whether the trainer computes in bf16."""
 
@@ -109,7 +114,7 @@ def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     if config.learn.mode is Mode.SYNC:
         config = _sync_mode().settled(config)
     folder = Path(config.model.path)
-    is_main = PartialState().is_main_process
+    is_main = processes.is_main()
     checkpoints = (
         Checkpoints(run.checkpoints_path, config.checkpoints.keep)
         if is_main
@@ -127,7 +132,12 @@ def build(config: TrainConfig, run: RunDir, served: Served) -> Learner:
     if is_main:
         after = state.step if state else 0
         tracker = open_tracker(config, run_dir=run.path, after_step=after, stream=sys.stdout)
-    recorder = Recorder(tracker, run, resumed_version=state.published_version if state else None)
+    recorder = Recorder(
+        tracker,
+        run,
+        resumed_version=state.published_version if state else None,
+        temperature=config.rollouts.temperature,
+    )
     saver = Saver(
         checkpoints,
         recorder,
@@ -166,7 +176,7 @@ def _steps(
         on_step=recorder.took,
         metrics=trainer.sink,
         process=trainer.accelerator.process_index,
-        processes=trainer.accelerator.num_processes,
+        process_count=trainer.accelerator.num_processes,
     )
 
 
@@ -225,6 +235,7 @@ def _publisher(config: TrainConfig, run: RunDir, served: Served) -> Publisher:
         keep_versions=config.publish.keep_versions,
         wait_s=config.gateway.wait_s,
         memory=run.versions_path / "sent.json",
+        commit=committing(config),
     )
 
 
@@ -239,7 +250,7 @@ def _channel(
     return Channel(
         publisher,
         kind=PolicyKind.LORA if is_lora else PolicyKind.FULL,
-        scratch=run.versions_path,
+        scratch=outbox(config, run),
         source=Path(config.model.path),
         sequences=probe.sequences(
             partial(make, config.env.name, **config.env.args),
@@ -342,6 +353,9 @@ def shared_arguments(config: TrainConfig, output: Path) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
+        "log_level_replica": "error",
+        "ddp_find_unused_parameters": False,
+        **(_SHARDED if cuda and processes.several() else {}),
     }
 
 

@@ -10,11 +10,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import IterableDataset
 from trl.experimental.async_grpo.async_grpo_trainer import (
     DataCollatorForRollout,
@@ -24,6 +24,7 @@ from trl.experimental.async_grpo.packing import TreeRow
 
 from train.config import Scale
 from train.errors import RolloutFailed
+from train.publish import processes
 from train.rollouts.advantages import with_advantages
 from train.rollouts.rows import Episode, Group, Row
 
@@ -65,7 +66,7 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         on_step: Callable[[int, tuple[Group, ...]], None],
         metrics: dict[str, list[Any]],
         process: int = 0,
-        processes: int = 1,
+        process_count: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`worker` is None on all processes but the main one; `metrics` is TRL's sink."""
@@ -74,7 +75,7 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         self._on_step = on_step
         self._metrics = metrics
         self._process = process
-        self._processes = processes
+        self._process_count = process_count
         self._clock = clock
         self.wait_s = 0.0
         """Seconds that the trainer waited for groups since somebody set it to 0."""
@@ -86,25 +87,17 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
             yield from self._batches(step, groups)
 
     def _groups(self, step: int) -> tuple[Group, ...]:
-        held = [self._taken(step)]
-        if self._processes > 1:
-            broadcast_object_list(held, from_process=0)
-        if isinstance(held[0], BaseException):
-            raise held[0]
+        worker = self._worker
+        groups = processes.told(None if worker is None else partial(self._take, worker, step))
         shuffle = None
         if self._plan.shuffle_seed is not None:
             shuffle = random.Random(f"{self._plan.shuffle_seed}|{step}")
-        return with_advantages(held[0], self._plan.scale, shuffle)
+        return with_advantages(groups, self._plan.scale, shuffle)
 
-    def _taken(self, step: int) -> Any:  # noqa: ANN401
-        """Take a step on the main process, or what is to be raised on all of them."""
-        if self._worker is None:
-            return None
+    def _take(self, worker: TakesSteps, step: int) -> tuple[Group, ...]:
         started_s = self._clock()
         try:
-            return self._worker.take(step)
-        except BaseException as error:  # noqa: BLE001 - raised by the caller, on every process
-            return error
+            return worker.take(step)
         finally:
             self.wait_s += self._clock() - started_s
 
@@ -122,11 +115,11 @@ class Steps(IterableDataset[dict[str, Any]]):  # type: ignore[misc]  # torch has
         taught = [sample for each in samples for sample in each if not sample["flat"]]
         rows, tokens = len(taught), sum(int(each["completion_mask"].sum()) for each in taught)
         collate = DataCollatorForRollout(
-            self._plan.pad_token_id, self._processes, metrics=self._metrics
+            self._plan.pad_token_id, self._process_count, metrics=self._metrics
         )
         for each in samples:
             taken = [sample for sample in each if not sample["flat"]] or [filler]
-            shares = _shares(taken, self._processes)
+            shares = _shares(taken, self._process_count)
             batch = collate.torch_call([shares])
             batch = {key: value[self._process : self._process + 1] for key, value in batch.items()}
             batch["token_versions"] = _token_versions(shares[self._process])
@@ -158,11 +151,11 @@ def _sample(row: Row, episode: Episode, group: Group) -> dict[str, Any]:
     }
 
 
-def _shares(samples: list[dict[str, Any]], processes: int) -> list[TreeRow]:
+def _shares(samples: list[dict[str, Any]], count: int) -> list[TreeRow]:
     """Pack samples into one row per process, balanced by what attention costs."""
-    if len(samples) < processes:
-        samples = samples + [samples[0] | {"advantage": 0.0}] * (processes - len(samples))
-    rows: list[TreeRow] = next(iter(FixedCountBatcher(samples, processes, len(samples))))
+    if len(samples) < count:
+        samples = samples + [samples[0] | {"advantage": 0.0}] * (count - len(samples))
+    rows: list[TreeRow] = next(iter(FixedCountBatcher(samples, count, len(samples))))
     return rows
 
 

@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.async_grpo import AsyncGRPOTrainer
 
-from evalkit.play.strategies import FullHistory, message, parse_strategy
+from evalkit.play.strategies import message
 from train.config import Importance, TrainConfig
-from train.errors import BadConfig, BadModel
+from train.errors import BadModel
 from train.learner.grpo import Publishes, Saves
 from train.learner.losses import Diagnostics, LossSettings, combine, token_loss
 from train.learner.steps import StepPlan, TakesSteps
@@ -41,31 +41,9 @@ _MASKING = frozenset({Importance.TOKEN_MASK, Importance.SEQUENCE_MASK})
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """Return the config as it is carried out in turns: with a staleness of 0.
-
-    Raises:
-        BadConfig: it asks for what TRL's GRPOTrainer cannot do.
-
-    """
-    learn = config.learn
-    if learn.processes != 1:
-        raise BadConfig(
-            f"learn.mode=sync trains in one process, not {learn.processes}: set learn.processes=1, "
-            "or learn.mode=async"
-        )
-    if config.publish.every != 1:
-        raise BadConfig(
-            "learn.mode=sync publishes after every step, because each batch is played by the "
-            f"weights that learn from it: set publish.every=1, not {config.publish.every}"
-        )
-    strategy = parse_strategy(config.rollouts.strategy)
-    if not isinstance(strategy, FullHistory) or strategy.overflow == "drop_oldest":
-        raise BadConfig(
-            "learn.mode=sync has one row per episode, so the history must only grow: "
-            f"rollouts.strategy must be FULL_HISTORY without drop_oldest, not "
-            f"{config.rollouts.strategy}"
-        )
-    return config.model_copy(update={"learn": learn.model_copy(update={"max_staleness": 0})})
+    """Return the config as it is carried out in turns: with a staleness of 0."""
+    learn = config.learn.model_copy(update={"max_staleness": 0})
+    return config.model_copy(update={"learn": learn})
 
 
 def check_template(renderer: ChatRenderer, model: str) -> None:

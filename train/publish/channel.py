@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list, is_peft_model
+from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
 from trl.experimental.async_grpo.async_grpo_trainer import save_lora_adapter
 
 from serve.wire import PolicyKind, Probes
 from train.errors import SaveFailed
-from train.publish import probe
+from train.publish import probe, processes
 from train.publish.publisher import Publisher, Sent
 from train.publish.weights import write_full
 
@@ -73,15 +74,13 @@ class Channel:
         with _merged(model, merge=self._kind is PolicyKind.FULL):
             self._write(trainer, model, folder)
             probes = self._probes(trainer.model)
-        version = [0]
-        if self._publisher is not None:
-            self.last = self._publisher.publish(
-                folder, self._kind, step=step, metrics={}, probes=probes
-            )
-            version = [self.last.version]
-        if trainer.accelerator.num_processes > 1:
-            broadcast_object_list(version, from_process=0)
-        return version[0]
+        publisher = self._publisher
+        if publisher is None:
+            self.last = processes.told(None)
+        else:
+            publish = partial(publisher.publish, folder, self._kind)
+            self.last = processes.told(partial(publish, step=step, metrics={}, probes=probes))
+        return self.last.version
 
     def _write(self, trainer: Trainer, model: Any, folder: Path) -> None:  # noqa: ANN401
         if self._kind is PolicyKind.FULL:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from evalkit.record.rundir import write_whole
-from serve.client import AdminClient
+from serve.client import AdminClient, ReplicaStatus
 from serve.errors import AdminError
 from serve.wire import PolicyKind, Probes, SwapMode
 from train.errors import GatewayLost, PublishFailed, SaveFailed
@@ -35,6 +35,8 @@ class Sent:
     version: int
     seconds: float
     """From handing it over until every replica served it."""
+    probe_gap: float | None = None
+    """The largest difference of a replica's logprob on the probes; None where none says it."""
 
 
 class Publisher:
@@ -49,10 +51,14 @@ class Publisher:
         keep_versions: int,
         wait_s: float,
         memory: Path | None = None,
+        commit: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`memory` is a file in which it finds what it has sent before it was started again."""
+        """`memory` is a file in which it finds what it has sent before it was started again.
+
+        `commit` makes a folder visible to a gateway in another container; it returns when it is.
+        """
         self.kept: set[int] = set()
         """Versions that stay: those of checkpoints."""
         self._admin = admin
@@ -63,6 +69,7 @@ class Publisher:
         self._clock = clock
         self._sleep = sleep
         self._memory = memory
+        self._commit = commit
         self._sent: dict[int, str] = {}
         """Digests of versions that may still be there, in the order in which they were sent."""
         self._remembered = _read(memory)
@@ -81,11 +88,12 @@ class Publisher:
 
         Raises:
             PublishFailed: the gateway refuses it, or a replica does not compute what the trainer
-                computes; says which one.
+                computes (says which one), or the volume that it lies on was not committed.
             GatewayLost: the gateway was away for `wait_s`.
 
         """
         started_s = self._clock()
+        self._commit()
         self._recall()
         published = self._insist(
             lambda: self._admin.publish(
@@ -99,25 +107,28 @@ class Publisher:
             )
         )
         version = published.version
-        self._sent.pop(version, None)
-        if published.metrics.get("step") == float(step):  # else it was there before: not ours
+        # Weights that did not change since are a version that was sent already; and what was there
+        # before anything was sent is not ours.
+        is_ours = self._sent.pop(version, None) is not None
+        if is_ours or published.metrics.get("step") == float(step):
             self._sent[version] = published.digest
         self._remember()
-        self._insist(lambda: self._wait_ready(version))
-        seconds = self._clock() - started_s
+        replicas = self._insist(lambda: self._wait_ready(version))
+        seconds, label = self._clock() - started_s, f"{self._name}@{version}"
         # A full version is what later ones are trained from; an adapter's base stays what it was.
         self._parent = version if kind is PolicyKind.FULL else self._parent
         shutil.rmtree(folder, ignore_errors=True)
         self.prune()
-        return Sent(version=version, seconds=seconds)
+        gaps = [each.proof[1] for each in replicas if each.proof and each.proof[0] == label]
+        return Sent(version=version, seconds=seconds, probe_gap=max(gaps, default=None))
 
     def close(self) -> None:
         """Close its connections."""
         self._admin.close()
 
-    def _wait_ready(self, version: int) -> None:
+    def _wait_ready(self, version: int) -> tuple[ReplicaStatus, ...]:
         try:
-            self._admin.wait_ready(self._name, version, timeout_s=self._wait_s)
+            return self._admin.wait_ready(self._name, version, timeout_s=self._wait_s)
         except TimeoutError as error:
             raise PublishFailed(str(error)) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Saved:
         if step == trainer.args.max_steps:
             return
         folder = self.folder / f"saved-{step}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         trainer.write(folder)
 
 
@@ -169,13 +169,21 @@ class Run:
     """A trainer and all that it talks to."""
 
     def __init__(
-        self, checkpoint: Path, out: Path, groups: Sequence[Group], *, peft: Any = None, **told: Any
+        self,
+        checkpoint: Path,
+        out: Path,
+        groups: Sequence[Group],
+        *,
+        peft: Any = None,
+        shared: Mapping[str, Any] | None = None,
+        **told: Any,
     ) -> None:
         config = config_of(checkpoint, **told)
+        shared = session.shared_arguments(config, out) | dict(shared or {})
         self.worker, self.published, self.saved = Played(groups), Published(), Saved(out)
         self.trainer = GrpoTrainer(
             model=checkpoint,
-            args=session.arguments(config, session.shared_arguments(config, out)),
+            args=session.arguments(config, shared),
             tokenizer=make_tokenizer(),
             worker=self.worker,
             publisher=self.published,

@@ -22,8 +22,8 @@ from train.rollouts.rows import Group, Row
 with warnings.catch_warnings():
     # TRL says of each vLLM that it has not seen that it has not seen it.
     warnings.simplefilter("ignore")
-    from train.learner import steps
     from train.learner.steps import StepPlan, Steps
+    from train.publish import processes
 
 Term = tuple[int, int, float, int, float]
 """Of one loss term: its token, the one before it, the sampler's logprob, version, advantage."""
@@ -295,18 +295,19 @@ class TestSeveralProcesses:
     def share(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Return what one of several processes gets; only the first has a worker."""
 
-        def share(groups: Sequence[Group], process: int, processes: int) -> list[dict[str, Any]]:
+        def share(groups: Sequence[Group], process: int, count: int) -> list[dict[str, Any]]:
             sent: list[Any] = []
 
             def broadcast(held: list[Any], from_process: int) -> list[Any]:
                 assert from_process == 0
                 if process:
-                    assert held == [None]
-                    held[:] = [tuple(groups)]
+                    assert held == [None, None]
+                    held = [tuple(groups), None]
                 sent.append(held[0])
                 return held
 
-            monkeypatch.setattr(steps, "broadcast_object_list", broadcast)
+            monkeypatch.setenv("WORLD_SIZE", str(count))
+            monkeypatch.setattr(processes, "broadcast_object_list", broadcast)
             plan = StepPlan(
                 first=1, last=1, accumulation=1, scale=Scale.NONE, max_row_tokens=64, pad_token_id=0
             )
@@ -316,7 +317,7 @@ class TestSeveralProcesses:
                 on_step=lambda *_: None,
                 metrics=defaultdict(list),
                 process=process,
-                processes=processes,
+                process_count=count,
             )
             found = list(made)
             assert sent == [tuple(groups)]
@@ -324,10 +325,10 @@ class TestSeveralProcesses:
 
         return share
 
-    @pytest.mark.parametrize("processes", [2, 3])
-    def test_shares_are_disjoint_and_together_everything(self, share: Any, processes: int) -> None:
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_shares_are_disjoint_and_together_everything(self, share: Any, count: int) -> None:
         groups = [*two_groups(), flat(2)]
-        batches = [share(groups, process, processes)[0] for process in range(processes)]
+        batches = [share(groups, process, count)[0] for process in range(count)]
         found = [Counter(terms_of(batch)) for batch in batches]
         assert all(found)
         assert sum(found, Counter()) == Counter(expected_terms(groups))

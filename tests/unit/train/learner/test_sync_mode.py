@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from train.config import Importance, Loss, Scale, TrainConfig, load
-from train.errors import BadConfig, BadModel, RolloutFailed
+from train.errors import BadModel, RolloutFailed
 from train.learner import sync_rows
 from train.learner.losses import LossSettings
 from train.rollouts.advantages import with_advantages
@@ -283,18 +283,6 @@ class TestArguments:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("key", "value", "said"),
-        [
-            ("learn__processes", 2, r"one process, not 2: set learn\.processes=1"),
-            ("publish__every", 3, r"set publish\.every=1, not 3"),
-            ("rollouts__strategy", "FULL_HISTORY(overflow=drop_oldest)", "without drop_oldest"),
-        ],
-    )
-    def test_what_trl_cannot_do(self, key: str, value: Any, said: str) -> None:
-        with pytest.raises(BadConfig, match=said):
-            sync_mode.settled(config_of(**{key: value}))
-
     def test_all_else_is_taken_and_staleness_is_none(self) -> None:
         config = config_of(learn__max_staleness=3, learn__learning_rate=0.5)
         settled = sync_mode.settled(config)

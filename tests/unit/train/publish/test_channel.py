@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from trl.experimental.async_grpo.async_grpo_trainer import _iter_vllm_named_params
 
-    from train.publish import channel, probe
+    from train.publish import probe, processes
     from train.publish.channel import Channel
     from train.publish.publisher import Publisher, Sent
 
@@ -199,13 +198,34 @@ def test_a_full_disk_is_said(checkpoint: Path, kind: PolicyKind) -> None:
 def test_other_processes_learn_the_version_and_publish_nothing(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(checkpoint, adapted=False)
-    trainer.accelerator = SimpleNamespace(num_processes=2, unwrap_model=lambda model: model)
+    trainer, sent = Trainer(checkpoint, adapted=False), Sent(version=12, seconds=0.5)
 
-    def broadcast(held: list[int], from_process: int) -> None:
-        assert (held, from_process) == ([0], 0)
-        held[:] = [12]
+    def broadcast(held: list[object], from_process: int) -> list[object]:
+        assert (held, from_process) == ([None, None], 0)
+        return [sent, None]
 
-    monkeypatch.setattr(channel, "broadcast_object_list", broadcast)
-    assert channel_to(None, checkpoint).send(trainer, 1) == 12
+    monkeypatch.setattr(processes, "broadcast_object_list", broadcast)
+    others = channel_to(None, checkpoint)
+    assert others.send(trainer, 1) == 12
+    assert others.last == sent
     assert not (checkpoint.parent / "versions").exists()
+
+
+def test_what_is_refused_is_raised_on_all_processes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[object]] = []
+
+    def broadcast(held: list[object], from_process: int) -> list[object]:
+        heard.append(held)
+        return held
+
+    monkeypatch.setattr(processes, "broadcast_object_list", broadcast)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PublishFailed, match="no"):
+        channel_to(Copies(checkpoint, fails=True), checkpoint).send(
+            Trainer(checkpoint, adapted=False), 1
+        )
+    ((nothing, error),) = heard
+    assert nothing is None
+    assert isinstance(error, PublishFailed)

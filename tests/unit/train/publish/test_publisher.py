@@ -35,6 +35,8 @@ class Gateway:
         self.in_use: set[int] = set()
         self.state, self.reason = "ready", ""
         self.digests: list[bytes] = []
+        self.metrics: list[dict[str, float]] = []
+        self.proof: dict[str, Any] | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.url.path)
@@ -51,14 +53,15 @@ class Gateway:
         return httpx.Response(200, json=self.pool())
 
     def publish(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Give equal weights the number that they had."""
+        """Give equal weights the number, and the metrics, that they had."""
         digest = (Path(body["path"]) / "weights").read_bytes()
         if digest not in self.digests:
             self.digests.append(digest)
+            self.metrics.append(body["metrics"])
         self.published.append(body)
         told = {"kind": "full", "created": 0.0, "digest": "d", "size_bytes": 1, "live_on": []}
         number = self.digests.index(digest) + 1
-        return {**body, **told, "version": number}
+        return {**body, **told, "version": number, "metrics": self.metrics[number - 1]}
 
     def prune(self, versions: list[int]) -> dict[str, Any]:
         self.pruned.append(versions)
@@ -78,6 +81,7 @@ class Gateway:
             "sessions": 0,
             "served": {"m": list(range(1, len(self.digests) + 1))},
             "current": {"m": len(self.digests)},
+            "proof": self.proof,
         }
         demand = {"in_flight": 0, "held": 0}
         return {"desired": 1, "replicas": [replica], "demand": demand}
@@ -131,6 +135,15 @@ def test_a_version_says_what_it_is(tmp_path: Path) -> None:
     assert "probes" not in first
     assert Probes.from_json(second["probes"]) == PROBES
     assert not list(tmp_path.iterdir())  # the gateway has its own copy
+
+
+def test_how_near_the_replicas_came_is_told(tmp_path: Path) -> None:
+    gateway = Gateway()
+    sends = Sends(gateway, tmp_path)
+    assert sends.send(0).probe_gap is None
+    gateway.proof = {"label": "m@2", "difference": 3e-6}
+    assert sends.send(1).probe_gap == 3e-6
+    assert sends.send(2).probe_gap is None  # what was proven is another version
 
 
 def test_it_is_sent_until_the_gateway_is_there(tmp_path: Path) -> None:
@@ -221,6 +234,25 @@ def test_weights_that_were_published_before_are_new_again(tmp_path: Path) -> Non
     versions = [sends.send(step, weights=w).version for step, w in enumerate("abac")]
     assert versions == [1, 2, 1, 3]
     assert gateway.pruned == [[2]]  # 1 is newer than 2
+
+
+def test_a_step_that_changed_nothing_lets_go_of_nothing(tmp_path: Path) -> None:
+    """Its version is that of the step before, which has to go in the end as any other."""
+    gateway = Gateway()
+    sends = Sends(gateway, tmp_path, keep=1)
+    assert [sends.send(step, weights="same").version for step in range(3)] == [1, 1, 1]
+    assert gateway.pruned == []
+    assert sends.send(3).version == 2
+    assert gateway.pruned == [[1]]
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    gateway = Gateway()
+    gateway.digests, gateway.metrics = [b"same"], [{}]
+    sends = Sends(gateway, tmp_path, keep=1)
+    assert [sends.send(0, weights="same").version, sends.send(1).version] == [1, 2]
+    assert sends.send(2).version == 3
+    assert gateway.pruned == [[2]]
 
 
 def test_nothing_can_be_asked_of_it_when_it_is_closed(tmp_path: Path) -> None:
