@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train import transfer_cli
 from train.errors import BadConfig, RunFailed
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _EPILOG = """examples:
   python -m train checkpoints list runs/grpo_20260102_030405
   python -m train checkpoints show runs/grpo_20260102_030405 --step 40
   python -m train checkpoints compare runs/grpo_20260102_030405 --steps 20,40 -n 200
+  python -m train checkpoints push runs/grpo_20260102_030405 you/key-door --step 40 --private
+  python -m train checkpoints pull you/key-door --to key-door
 
 exit codes: 0 done, 1 episodes were lost to errors, 2 wrong usage
 """
@@ -42,7 +45,7 @@ def add_parser(commands: _Commands) -> None:
     """Add `checkpoints` to the commands of a parser."""
     group = commands.add_parser(
         "checkpoints",
-        help="list, show and compare what a run has kept",
+        help="list, show, compare, download, push and pull what runs have kept",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,10 +61,13 @@ def add_parser(commands: _Commands) -> None:
     compare.add_argument(
         "--url", help="a gateway that serves both versions (default: serve one after the other)"
     )
+    transfer_cli.add_parsers(actions)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what was parsed and return the exit code; raises what `train.errors` has."""
+    if options.action in {"download", "push", "pull"}:
+        return transfer_cli.run(options)
     from train.learner.checkpoints import SavedCheckpoints  # noqa: PLC0415 - not for --help
     from train.run import RunDir  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The command line: `grpo` trains, `checkpoints` looks at what was kept, `tiny` makes a policy.
+"""The command line: `grpo` trains, `start` does so as a job, `checkpoints` looks at what was kept.
 
 Imports nothing heavy before the arguments are parsed, so that --help is instant.
 """
@@ -6,6 +6,7 @@ Imports nothing heavy before the arguments are parsed, so that --help is instant
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ _EPILOG = f"""examples:
   python -m train grpo --env key_door --model ./checkpoint
   python -m train grpo --config train/configs/key_door_tiny.yaml --set learn.steps=200
   python -m train grpo --resume runs/grpo_20260101_120000
+  python -m train start --config train/configs/key_door_tiny.yaml --target modal
+  python -m train logs fc-01ABC --follow --target modal
   python -m train checkpoints list runs/grpo_20260101_120000
   python -m train tiny key_door --out tiny-key-door
 {_EXIT_CODES}"""
@@ -37,8 +40,11 @@ _GRPO_EPILOG = f"""examples:
   python -m train grpo --config FILE --dry-run
   python -m train grpo --resume runs/grpo_20260101_120000 --set learn.steps=400
 
---set wins over the other options, they win over the file, and that over the defaults; all keys
-are in train/config.py, and --dry-run shows them as they are resolved
+  python -m train grpo --config FILE --target modal --set compute.gpu=H100
+
+--set wins over the other options, they win over the environment
+(PALAESTRA_TRAIN__LEARN__STEPS=200), that over the file, and that over the defaults; all keys are in
+train/config.py and train/target.py, and --dry-run shows them as they are resolved, with the costs
 {_EXIT_CODES}"""
 _KEYS = {
     "env": "env.name",
@@ -54,6 +60,15 @@ _KEYS = {
     "out": "out",
 }
 """The options that stand for a key of the config each."""
+
+
+_JOB_VERBS = {
+    "start": "start a run as a job, and say its id",
+    "status": "say how far a job is",
+    "cancel": "have a job save a checkpoint and end",
+    "logs": "show what a job says",
+    "list": "show all jobs",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,6 +105,10 @@ def _run(words: list[str]) -> int:
         return _grpo(options)
     if options.command == "tiny":
         return _tiny(options)
+    if options.command in _JOB_VERBS:
+        from train import jobs_cli  # noqa: PLC0415  # not for --help
+
+        return jobs_cli.run(options, read_config)
     from train import checkpoints_cli  # noqa: PLC0415  # not for --help
 
     return checkpoints_cli.run(options)
@@ -112,6 +131,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         checkpoints_cli.add_parser(commands)
     else:
         commands.add_parser("checkpoints", help="list, show and compare the checkpoints of a run")
+    for verb, about in _JOB_VERBS.items():
+        _add_job_verb(commands, verb, about)
     tiny = commands.add_parser(
         "tiny", help="make a tiny policy that plays a game a little", allow_abbrev=False
     )
@@ -131,8 +152,35 @@ def _add_grpo(commands: _Commands) -> None:
         allow_abbrev=False,
     )
     add = grpo.add_argument
-    add("--config", metavar="FILE", help="YAML with any of the settings")
     add("--resume", metavar="RUN", help="go on with the run in this folder")
+    add("--run", metavar="DIR", help="begin the run in this folder, or go on with one there")
+    add("--target", choices=("local", "modal"), default="local", help="default: %(default)s")
+    add("--dry-run", action="store_true", help="print the resolved config and its costs, and stop")
+    _add_settings(grpo)
+
+
+def _add_job_verb(commands: _Commands, verb: str, about: str) -> None:
+    parser = commands.add_parser(verb, help=about, allow_abbrev=False)
+    add = parser.add_argument
+    add("--target", choices=("local", "modal"), default="local", help="default: %(default)s")
+    if verb in ("status", "cancel", "logs"):
+        add("job", metavar="JOB", help="the id that `start` has said")
+    if verb == "logs":
+        add("--follow", action="store_true", help="go on until the job is over")
+    if verb == "status":
+        add("--json", action="store_true", help="all that is known, as JSON")
+    if verb == "start":
+        _add_settings(parser)
+    else:
+        add("--config", metavar="FILE", help="YAML with the volumes or the folder of the jobs")
+        add("--out", metavar="DIR", help="where jobs of this machine lie (default: runs)")
+        add("--set", action="append", default=[], metavar="A.B=C", help="any setting; C is YAML")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that make up a config."""
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML with any of the settings")
     add("--env", help="key_door, tic_tac_toe, pkg.module:Class or path/to/file.py:Class")
     add("--env-arg", action="append", default=[], metavar="K=V", help="parameter of the env")
     add("--model", metavar="PATH", help="a folder, or what `python -m serve pull` knows")
@@ -147,45 +195,93 @@ def _add_grpo(commands: _Commands) -> None:
     add("--lora", action="store_true", help="train an adapter instead of all weights")
     add("--out", metavar="DIR", help="where DIR/grpo_DATE_TIME/ is made (default: runs)")
     add("--set", action="append", default=[], metavar="A.B=C", help="any setting; C is YAML")
-    add("--dry-run", action="store_true", help="print the resolved config and stop")
 
 
 def _grpo(options: argparse.Namespace) -> int:
-    from train.config import dumps, read_tree, resolve  # noqa: PLC0415  # not for --help
-
     if options.resume:
         return _resume(options)
-    file = Path(options.config) if options.config else None
-    tree = read_tree(file) if file else {}
-    config = resolve(tree, _overrides(options, tree), file)
+    config = read_config(options)
     if options.dry_run:
-        print(dumps(config), end="")
-        return 0
+        return _dry_run(config, options.target)
+    if options.target == "modal":
+        from train import jobs_cli  # noqa: PLC0415  # not for --help
+
+        return jobs_cli.start_and_follow(config, options)
     from train.preflight import ready  # noqa: PLC0415  # not for --help
     from train.run import RunDir  # noqa: PLC0415
 
+    folder = Path(options.run) if options.run else None
+    if folder and RunDir.is_begun(folder):
+        return _go_on(config, RunDir.open(folder))
     config, about = ready(config, _say)
-    run = RunDir.create(Path(config.out), config, about)
+    _check_gateway(config)
+    out = Path(config.out)
+    run = RunDir.create_at(folder, config, about) if folder else RunDir.create(out, config, about)
     with run.locked():
         return _supervise(config, run, resume=False)
 
 
+def _check_gateway(config: TrainConfig) -> None:
+    """Raise BadConfig where a gateway that is named is not there: then there is no run to make."""
+    if config.gateway.url is None:
+        return
+    from train.remote import ensure_serves  # noqa: PLC0415  # not for --help
+
+    ensure_serves(config, os.environ.get(config.gateway.api_key_env) or None)
+
+
+def read_config(options: argparse.Namespace) -> TrainConfig:
+    """Return the config of a command: its options over the environment over the file."""
+    from train import environment  # noqa: PLC0415  # not for --help
+    from train.config import read_tree, resolve  # noqa: PLC0415
+
+    environment.load_dotenv(Path(".env"))
+    file = Path(options.config) if options.config else None
+    tree = read_tree(file) if file else {}
+    return resolve(tree, environment.settings() | _overrides(options, tree), file)
+
+
+def _dry_run(config: TrainConfig, target: str = "local") -> int:
+    """Print the config as a file that can be taken, and what it would cost in comments."""
+    from train import costs  # noqa: PLC0415  # not for --help
+    from train.config import digest, dumps  # noqa: PLC0415
+
+    rates = costs.list_rates()
+    if target == "modal":
+        from train.jobs_cli import ensure_modal  # noqa: PLC0415  # not for --help
+
+        ensure_modal()
+        from train.jobs.modal_jobs import account_rates  # noqa: PLC0415  # modal
+
+        rates = rates.of_account(account_rates())
+    print(dumps(config), end="")
+    for line in (f"sha256 {digest(config)}", *costs.estimate(config, rates)):
+        print(f"# {line}")
+    return 0
+
+
 def _resume(options: argparse.Namespace) -> int:
-    from train.config import dumps  # noqa: PLC0415  # not for --help
-    from train.preflight import ready, resumed  # noqa: PLC0415
+    from train.preflight import resumed  # noqa: PLC0415  # not for --help
     from train.run import RunDir  # noqa: PLC0415
 
     if options.config:
         raise BadConfig("--resume goes on with the run's own config: leave --config out")
+    if options.target != "local" or options.run:
+        raise BadConfig("--resume goes on with a run of this machine: leave --target and --run out")
     run = RunDir.open(Path(options.resume))
     stored = run.config()
     config = resumed(stored, _overrides(options, stored.model_dump()))
-    if options.dry_run:
-        print(dumps(config), end="")
-        return 0
+    return _dry_run(config) if options.dry_run else _go_on(config, run)
+
+
+def _go_on(config: TrainConfig, run: RunDir) -> int:
+    """Go on with a run that was begun, if anything is left to do."""
+    from train.preflight import ensure_same, ready  # noqa: PLC0415  # not for --help
+
+    config, about = ready(config, _say)
+    ensure_same(run.config(), config)
     if _is_done(config, run):
         return 0
-    config, about = ready(config, _say)
     with run.locked():
         if run.about().get("env") != about["env"]:
             _say("the env is another one than when the run began; it goes on with this one")
@@ -208,9 +304,13 @@ def _is_done(config: TrainConfig, run: RunDir) -> bool:
 
 
 def _supervise(config: TrainConfig, run: RunDir, *, resume: bool) -> int:
-    from train.supervise import supervise  # noqa: PLC0415  # not for --help
+    from train.costs import ensure_budget_left  # noqa: PLC0415  # not for --help
+    from train.notify import telling  # noqa: PLC0415
+    from train.supervise import supervise  # noqa: PLC0415
 
-    return supervise(config, run, resume, _say)
+    ensure_budget_left(run.costs_path, config)
+    with telling(config, run, _say):
+        return supervise(config, run, resume, _say)
 
 
 def _overrides(options: argparse.Namespace, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +320,7 @@ def _overrides(options: argparse.Namespace, tree: Mapping[str, Any]) -> dict[str
     values = {
         key: getattr(options, option)
         for option, key in _KEYS.items()
-        if getattr(options, option) is not None
+        if getattr(options, option, None) is not None
     }
     model = tree.get("model")
     if options.lora and not (isinstance(model, dict) and model.get("lora")):
@@ -237,7 +337,7 @@ def _overrides(options: argparse.Namespace, tree: Mapping[str, Any]) -> dict[str
 def _env_args(pairs: Sequence[str]) -> dict[str, Any]:
     if not pairs:
         return {}
-    from evalkit.cli import env_args  # noqa: PLC0415  # not for --help
+    from evalkit.arguments import env_args  # noqa: PLC0415  # not for --help
     from evalkit.errors import UsageError as Refused  # noqa: PLC0415
 
     try:

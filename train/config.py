@@ -1,21 +1,27 @@
 """What a training run can be told: one typed tree, unknown keys refused.
 
-The order of precedence is `--set a.b=c` over the other options over the YAML file over the
-defaults here. The resolved tree is stored with the run as `config.yaml`.
+The order of precedence is `--set a.b=c` over the other options over the environment over the YAML
+file over the defaults here. The resolved tree is stored with the run as `config.yaml`, its digest
+in `run.json`.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from train.environment import experiment
 from train.errors import BadConfig
+from train.target import BudgetSection, ComputeSection, NotifySection, Section, VolumesSection
+from train.trees import complaint, put
 
 
 class Mode(StrEnum):
@@ -86,11 +92,7 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class EnvSection(_Section):
+class EnvSection(Section):
     """The env to play."""
 
     name: str
@@ -99,7 +101,7 @@ class EnvSection(_Section):
     """The env's constructor arguments."""
 
 
-class LoraSection(_Section):
+class LoraSection(Section):
     """The adapter, where one is trained instead of all weights."""
 
     r: int = Field(default=16, ge=1, le=512)
@@ -108,7 +110,7 @@ class LoraSection(_Section):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """The policy to improve."""
 
     path: str
@@ -116,9 +118,14 @@ class ModelSection(_Section):
     name: str | None = None
     """What requests call it; None: the folder's name."""
     lora: LoraSection | None = None
+    overrides: dict[str, str] = Field(default_factory=dict)
+    """Another `path` by env name; it wins unless the command line or the environment say a path.
+
+    Where the config is resolved the choice has been made, and this is empty.
+    """
 
 
-class GatewaySection(_Section):
+class GatewaySection(Section):
     """The gateway that episodes are played through."""
 
     url: str | None = None
@@ -129,6 +136,8 @@ class GatewaySection(_Section):
     """Engines of a gateway of one's own."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Prompt and completion of one call, in tokens, of a gateway of one's own."""
+    gpu_share: float | None = Field(default=None, gt=0, lt=1)
+    """Of a GPU's memory, for an engine of one's own; None: half where `compute` has one GPU."""
     engine_args: tuple[str, ...] = ()
     """Further words for vLLM's command line."""
     timeout_s: float = Field(default=120.0, gt=0)
@@ -137,7 +146,7 @@ class GatewaySection(_Section):
     """How long a gateway may be away, or starting up, before the run stops."""
 
 
-class RolloutSection(_Section):
+class RolloutSection(Section):
     """How episodes are played."""
 
     strategy: str = "FULL_HISTORY"
@@ -148,6 +157,7 @@ class RolloutSection(_Section):
     """Env seeds per optimizer step."""
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only 1: the trainer knows the logprobs of whole distributions, not of truncated ones."""
     max_tokens: int = Field(default=64, ge=1)
     """Of one completion."""
     concurrency: int = Field(default=64, ge=1)
@@ -156,7 +166,7 @@ class RolloutSection(_Section):
     """How often a group that lost an episode to infrastructure is played before the run stops."""
 
 
-class RewardSection(_Section):
+class RewardSection(Section):
     """What an episode is worth."""
 
     name: str = "env"
@@ -167,7 +177,7 @@ class RewardSection(_Section):
     """Tries to score an episode before it is dropped from its group."""
 
 
-class LearnSection(_Section):
+class LearnSection(Section):
     """How weights change."""
 
     mode: Mode = Mode.ASYNC
@@ -198,14 +208,14 @@ class LearnSection(_Section):
     threads: int | None = Field(default=None, ge=1)
     """Torch's threads on a CPU; None: 1 beside a gateway of one's own, else torch's choice."""
     processes: int = Field(default=1, ge=1)
-    """Trainer processes, one per GPU, by accelerate and FSDP."""
+    """Trainer processes: one per GPU, which share the weights by FSDP2; on a CPU by DDP."""
     seed: int = Field(default=0, ge=0)
     """Of the run: order of env seeds, sampling, initial adapter."""
     shuffle_rewards: bool = False
     """A control: returns change places within each step, so that nothing can be learned."""
 
 
-class PublishSection(_Section):
+class PublishSection(Section):
     """How new versions go live."""
 
     every: int = Field(default=1, ge=1)
@@ -221,7 +231,7 @@ class PublishSection(_Section):
     """Versions between checkpoints that stay on disk."""
 
 
-class CheckpointSection(_Section):
+class CheckpointSection(Section):
     """What is kept of a run."""
 
     every: int = Field(default=20, ge=1)
@@ -230,7 +240,7 @@ class CheckpointSection(_Section):
     """Newest ones that stay; the last one always does."""
 
 
-class TrackSection(_Section):
+class TrackSection(Section):
     """Who is told."""
 
     wandb_project: str | None = None
@@ -241,7 +251,7 @@ class TrackSection(_Section):
     """None: the run's own name."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A whole training run."""
 
     env: EnvSection
@@ -253,6 +263,10 @@ class TrainConfig(_Section):
     publish: PublishSection = PublishSection()
     checkpoints: CheckpointSection = CheckpointSection()
     track: TrackSection = TrackSection()
+    compute: ComputeSection = ComputeSection()
+    volumes: VolumesSection = VolumesSection()
+    budget: BudgetSection = BudgetSection()
+    notify: NotifySection = NotifySection()
     out: str = "runs"
     """The folder that run directories are made in."""
     restarts: int = Field(default=3, ge=0)
@@ -266,10 +280,21 @@ class TrainConfig(_Section):
                 f"learn.accumulation ({learn.accumulation}) must divide "
                 f"rollouts.groups_per_step ({self.rollouts.groups_per_step})"
             )
-        if learn.mode is Mode.SYNC and not self.rollouts.strategy.startswith("FULL_HISTORY"):
+        if self.rollouts.top_p < 1:
             raise ValueError(
-                "learn.mode=sync has one row per episode: rollouts.strategy must be FULL_HISTORY, "
-                f"not {self.rollouts.strategy}"
+                f"rollouts.top_p must be 1, not {self.rollouts.top_p:g}: a sampler tells logprobs "
+                "of the truncated distribution then, and the trainer of the whole one"
+            )
+        strategy, alone = self.rollouts.strategy, [learn.processes, self.publish.every]
+        grows = strategy.startswith("FULL_HISTORY") and "drop_oldest" not in strategy
+        if learn.mode is Mode.SYNC and not grows:
+            raise ValueError(
+                "learn.mode=sync has one row per episode: rollouts.strategy must be FULL_HISTORY "
+                f"without drop_oldest, not {strategy}"
+            )
+        if learn.mode is Mode.SYNC and alone != [1, 1]:
+            raise ValueError(
+                f"learn.mode=sync needs learn.processes and publish.every to be 1, not {alone}"
             )
         if learn.loss is Loss.CISPO and learn.epsilon_high < 1:
             raise ValueError(
@@ -278,7 +303,22 @@ class TrainConfig(_Section):
             )
         if self.publish.channel is Channel.LORA and self.model.lora is None:
             raise ValueError("publish.channel=lora needs model.lora")
+        self._fits_compute()
         return self
+
+    def _fits_compute(self) -> None:
+        compute, processes = self.compute, self.learn.processes
+        gpus = compute.gpu_count * compute.nodes
+        if gpus and processes > gpus:
+            raise ValueError(
+                f"learn.processes ({processes}) is one per GPU, and compute has {gpus}: "
+                f"compute.gpu={compute.gpu}, compute.nodes={compute.nodes}"
+            )
+        if compute.nodes > 1 and (self.gateway.url is None or processes % compute.nodes):
+            raise ValueError(
+                "compute.nodes > 1 needs gateway.url, a gateway that all nodes reach, and "
+                "learn.processes that nodes divides"
+            )
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> TrainConfig:
@@ -315,11 +355,21 @@ def resolve(
     """
     whole = copy.deepcopy(tree)
     for key, value in overrides.items():
-        _put(whole, key, value)
+        put(whole, key, value)
     try:
-        return TrainConfig.model_validate(whole)
+        config = TrainConfig.model_validate(whole)
     except ValidationError as error:
-        raise BadConfig(_complaint(error, path)) from None
+        raise BadConfig(complaint(error, path)) from None
+    model, volumes = config.model, config.volumes
+    chosen = model.path if "model.path" in overrides else model.overrides.get(config.env.name)
+    told = {"path": chosen or model.path, "overrides": {}}
+    names = {name: experiment(text) for name, text in volumes if name != "root"}
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update=told),
+            "volumes": volumes.model_copy(update=names),
+        }
+    )
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -344,31 +394,7 @@ def dumps(config: TrainConfig) -> str:
     return text
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401  # YAML
-    """Set a dotted key, making the sections on its way."""
-    *sections, last = key.split(".")
-    at = tree
-    for section in sections:
-        below = at.get(section)
-        if below is None:
-            below = at[section] = {}
-        if not isinstance(below, dict):
-            raise BadConfig(f"{key}: {section} is a value, not a section")
-        at = below
-    at[last] = value
-
-
-def _complaint(error: ValidationError, path: Path | None) -> str:
-    """Return one line per fault, by dotted key."""
-    where = f"{path}: " if path else ""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(map(str, fault["loc"])) or "config"
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"{where}{key}: no such key")
-        elif fault["type"] == "missing":
-            lines.append(f"{where}{key}: is missing")
-        else:
-            said = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}{key}: {said}")
-    return "\n".join(lines)
+def digest(config: TrainConfig) -> str:
+    """Return the SHA-256 of a resolved config; equal configs have equal ones."""
+    told = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()

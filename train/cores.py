@@ -1,7 +1,8 @@
-"""Who computes where, when the engine and the learner share a machine without a GPU.
+"""Who computes where, when the engine and the learner share a machine.
 
-Two OpenMP teams on the same cores wait for each other by spinning, which costs several times the
-speed: so the engine gets the first half of the cores and the learner the rest.
+Where `compute.gpu` has more GPUs than there are trainer processes, the engine gets those that are
+left. Without a GPU two OpenMP teams on the same cores would wait for each other by spinning, which
+costs several times the speed: so the engine gets the first half of the cores, the learner the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from train.config import TrainConfig
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 """Which cores vLLM's threads are bound to; what the user says wins, here and in serve."""
 _THREADS = "OMP_NUM_THREADS"
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,11 @@ def place(
         learner[_THREADS] = str(config.learn.threads)
     elif own and _THREADS not in environment:
         learner[_THREADS] = "1"
+    gpus, processes = config.compute.gpu_count, config.learn.processes
+    if gpu and own and gpus > processes and _DEVICES not in environment:
+        learner[_DEVICES] = ",".join(map(str, range(processes)))
+        engines = {_DEVICES: ",".join(map(str, range(processes, gpus)))}
+        return Placement(gateway=engines, learner=learner)
     alone = config.gateway.replicas == 1 and BIND not in environment
     if gpu or not own or not alone or len(cores) < 2:
         return Placement(learner=learner)

@@ -4,12 +4,14 @@
   - UsageError: it cannot be carried out as asked; nothing was started or written (exit code 2)
     - BadConfig
     - BadModel
+    - UnknownJob
   - RunFailed: it stopped half-way; `--resume` goes on (exit code 1)
     - RolloutFailed
     - RewardFailed
     - PublishFailed
     - SaveFailed
     - GatewayLost
+    - HubFailed
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ class BadConfig(UsageError):
 
 class BadModel(UsageError):
     """The checkpoint is missing, damaged, or lacks what training needs of it."""
+
+
+class UnknownJob(UsageError):
+    """No job has this id, where it was asked for."""
 
 
 class RunFailed(TrainError):
@@ -53,3 +59,7 @@ class SaveFailed(RunFailed):
 
 class GatewayLost(RunFailed):
     """The gateway is away for longer than it is waited for."""
+
+
+class HubFailed(RunFailed):
+    """The Hugging Face hub cannot be reached or fails; what is there is as it was."""

@@ -24,6 +24,8 @@ _GRACE_S = 20.0
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank of adapters."""
 _DEFAULT_RANK = 16
+_SHARED = 0.5
+"""Of a GPU's memory for the engine, where the learner computes on the same one."""
 
 Say = Callable[[str], None]
 
@@ -37,6 +39,9 @@ def serve_command(config: TrainConfig, state: Path) -> tuple[str, ...]:
     if gateway.max_model_len is not None:
         argv += ["--max-model-len", str(gateway.max_model_len)]
     extra = list(gateway.engine_args)
+    share = gateway.gpu_share or _default_share(config)
+    if share is not None:
+        extra = ["--gpu-memory-utilization", f"{share:g}", *extra]
     if model.lora is not None and config.publish.channel is not Channel.FULL:
         argv.append("--lora")
         if model.lora.r > _DEFAULT_RANK:
@@ -167,6 +172,10 @@ class OwnGateway:
             say(f"gateway {line}")
         elif line.startswith("ready"):
             self.is_ready = True
+
+
+def _default_share(config: TrainConfig) -> float | None:
+    return _SHARED / config.gateway.replicas if config.compute.gpu_count == 1 else None
 
 
 def _rank(r: int) -> int:

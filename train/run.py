@@ -3,6 +3,7 @@
 config.yaml      the resolved config
 run.json         name, times, commit, versions, the env's digest
 status.json      how far it is; replaced as a whole
+costs.json       what it has used up
 metrics.csv      a row per step
 checkpoints/     step-000020 and so on
 versions/        weights on their way to the gateway
@@ -83,14 +84,31 @@ class RunDir:
             BadConfig: it cannot be made.
 
         """
+        return cls.create_at(claim(out, now()), config, about, now=now)
+
+    @classmethod
+    def create_at(
+        cls,
+        path: Path,
+        config: TrainConfig,
+        about: Mapping[str, Any],
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> Self:
+        """Make a run in a folder of one's own choice, which may be there but holds no run yet.
+
+        Raises:
+            BadConfig: it cannot be made.
+
+        """
         created = now()
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            run = cls(_claim(out.resolve(), f"grpo_{created:%Y%m%d_%H%M%S}"))
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path.resolve())
             for folder in (run.checkpoints_path, run.logs_path, run.versions_path):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise BadConfig(f"cannot make a run below {out}: {error}") from error
+            raise BadConfig(f"cannot make a run at {path}: {error}") from error
         run.write_config(config)
         run.write_about(
             {"name": run.name, "created": created.isoformat(timespec="seconds"), **about}
@@ -118,6 +136,11 @@ class RunDir:
         run.config()
         return run
 
+    @staticmethod
+    def is_begun(path: Path) -> bool:
+        """Whether there is a run in a folder, and not only the folder."""
+        return (path / "status.json").is_file()
+
     @property
     def name(self) -> str:
         """What the run is called."""
@@ -142,6 +165,11 @@ class RunDir:
     def metrics_path(self) -> Path:
         """Where the rows of the steps lie."""
         return self.path / "metrics.csv"
+
+    @property
+    def costs_path(self) -> Path:
+        """Where it says what it has used up."""
+        return self.path / "costs.json"
 
     @property
     def checkpoints_path(self) -> Path:
@@ -289,17 +317,31 @@ class RunDir:
             raise SaveFailed(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _claim(out: Path, name: str) -> Path:
-    """Make the first free directory of `name`, `name.2`, `name.3`..."""
-    number = 1
-    while True:
-        path = out / (name if number == 1 else f"{name}.{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+def claim(out: Path, created: datetime) -> Path:
+    """Make the folder of a new run, `.2`, `.3` and so on at its end where the name is taken.
+
+    Raises:
+        BadConfig: it cannot be made.
+
+    """
+    name, number = run_name(created), 1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = out.resolve() / (name if number == 1 else f"{name}.{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+    except OSError as error:
+        raise BadConfig(f"cannot make a run below {out}: {error}") from error
+
+
+def run_name(created: datetime) -> str:
+    """Return what a run that begins then is called."""
+    return f"grpo_{created:%Y%m%d_%H%M%S}"
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from train import children, cores
+from train import children, cores, environment
 from train.config import TrainConfig
+from train.costs import Meter, list_rates, read_costs
 from train.errors import GatewayLost, RunFailed, SaveFailed, TrainError, UsageError
 from train.gateway import OwnGateway, serve_command
 from train.remote import base_url, ensure_serves
@@ -32,6 +33,7 @@ _BACKOFF_S = 1.0
 _MOST_BACKOFF_S = 30.0
 _GATEWAY_DEATHS = 5
 _GRACE_S = 30.0
+_NODE_PORT = 29500
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
@@ -49,23 +51,40 @@ class Commands:
         """Return the real ones."""
         return cls(
             gateway=serve_command(config, run.serve_path),
-            learner=(*_launcher(config), "train.learner", str(run.path), "--url", "{url}"),
+            learner=(
+                *launcher(config.learn.processes),
+                "train.learner",
+                str(run.path),
+                "--url",
+                "{url}",
+            ),
         )
 
 
-def _launcher(config: TrainConfig) -> tuple[str, ...]:
-    """Return what comes before the learner's module: accelerate, where there are several."""
-    processes = config.learn.processes
+def launcher(processes: int) -> tuple[str, ...]:
+    """Return what comes before the learner's module: torch's launcher, where there are several."""
     if processes == 1:
         return (sys.executable, "-m")
+    node = environment.node()
     return (
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--num_machines", "1", "--num_processes", str(processes), "--main_process_port", "0"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--use_fsdp", "--fsdp_version", "2"),
-        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-        *("--fsdp_state_dict_type", "FULL_STATE_DICT"),
-        "-m",
+        *(sys.executable, "-m", "torch.distributed.run", *_where(node)),
+        *(
+            "--nproc-per-node",
+            str(processes // (node.size if node else 1)),
+            "--shutdown-timeout",
+            f"{_GRACE_S:.0f}",
+            "-m",
+        ),
+    )
+
+
+def _where(node: environment.Node | None) -> tuple[str, ...]:
+    """Return how the launcher finds its processes on other machines, if there are any."""
+    if node is None:
+        return ("--standalone",)
+    return (
+        *("--nnodes", str(node.size), "--node-rank", str(node.rank)),
+        *("--master-addr", node.main, "--master-port", str(_NODE_PORT)),
     )
 
 
@@ -96,6 +115,7 @@ def supervise(
         say=say,
         sleep=sleep,
         clock=clock,
+        meter=Meter(run.costs_path, config, list_rates(), clock),
     )
     say(f"{'going on with' if resume else 'run'} {run.path}")
     with _signals(watch):
@@ -107,8 +127,10 @@ def supervise(
             raise
         finally:
             watch.end()
+            with contextlib.suppress(SaveFailed):
+                watch.meter.write()
     _conclude(watch, code)
-    return code
+    return 1 if code and watch.over_budget else code
 
 
 @contextlib.contextmanager
@@ -141,6 +163,7 @@ class _Watch:
     say: Say
     sleep: Callable[[float], None]
     clock: Callable[[], float]
+    meter: Meter
     asked: list[signal.Signals] = field(default_factory=list)
     """Signals that came."""
     forwarded: int = 0
@@ -152,6 +175,8 @@ class _Watch:
     step_at_death: int = -1
     gateway_due_s: float | None = None
     """When a dead gateway is started again."""
+    over_budget: str = ""
+    """What was spent of what, once it is too much."""
 
     def train(self) -> int:
         """Return the exit code of the run."""
@@ -206,6 +231,7 @@ class _Watch:
             cores=placement.learner_cores,
         )
         while (code := self.learner.poll()) is None:
+            self._look_at_budget()
             self._forward()
             self._look_at_gateway()
             self.sleep(_POLL_S)
@@ -282,6 +308,14 @@ class _Watch:
         self.say(f"the gateway died ({children.describe(code)}): once more in {wait_s:.0f} s")
         self.gateway_due_s = self.clock() + wait_s
 
+    def _look_at_budget(self) -> None:
+        """Ask the learner to stop, as a signal would, once the budget is spent."""
+        spent = self.meter.tick()
+        if spent and not self.asked:
+            self.over_budget = spent
+            self.say(f"the budget is spent: {spent}")
+            self.asked.append(signal.SIGTERM)
+
     def _pause(self, wait_s: float) -> None:
         """Wait before the next learner, and mind signals and the gateway meanwhile."""
         until_s = self.clock() + wait_s
@@ -305,7 +339,8 @@ def _conclude(watch: _Watch, code: int) -> None:
     if code == 0:
         run.update_status(State.FINISHED)
     else:
-        run.update_status(State.INTERRUPTED, f"stopped by {watch.asked[0].name}")
+        why = f"the budget is spent: {watch.over_budget}" if watch.over_budget else ""
+        run.update_status(State.INTERRUPTED, why or f"stopped by {watch.asked[0].name}")
     for line in summary(watch.config, run, finished=code == 0):
         watch.say(line)
 
@@ -324,6 +359,9 @@ def summary(config: TrainConfig, run: RunDir, *, finished: bool) -> list[str]:
     lines.append(f"checkpoint  {'none yet' if step is None else saved.path(step)}")
     if status.version is not None:
         lines.append(f"published   {label}")
+    costs = read_costs(run.costs_path)
+    if costs is not None and config.compute.gpu is not None:
+        lines.append(f"used        {costs['gpu_hours']} GPU-hours, {costs['usd']} USD")
     if not finished:
         lines.append(f"go on       python -m train grpo --resume {run.path}")
     if config.gateway.url is None:

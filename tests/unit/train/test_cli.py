@@ -250,7 +250,7 @@ def test_what_may_change_when_it_goes_on(begun: RunDir, supervised: Supervised) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--lr 1e-3", "learn.learning_rate would change it; only gateway.*, restarts and"),
+        ("--lr 1e-3", "learn.learning_rate would change it; only gateway.*, compute.*, volumes.*"),
         ("--seed 3 --env tic_tac_toe", "env.name, learn.seed would change it"),
         ("--set model.lora=null", "model.lora"),
         ("--set model.lora.r=4", "model.lora.r would change it"),

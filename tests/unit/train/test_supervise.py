@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import pytest
 from tests.unit.train import fakes
 from tests.unit.train.fakes import alive, until
 from train.config import TrainConfig, resolve
+from train.costs import read_costs
+from train.environment import Node
 from train.errors import BadConfig, GatewayLost, RunFailed, UsageError
 from train.run import RunDir, State, Status
-from train.supervise import Commands, summary, supervise
+from train.supervise import Commands, launcher, summary, supervise
 
 GATEWAY = (*fakes.PYTHON, fakes.__file__, "gateway", "--port", "{port}")
 SPEED = 50.0
@@ -161,16 +164,16 @@ def test_behind_a_launcher_a_silent_death_is_a_crash(play: Callable[..., Played]
     assert run.starts == 2
 
 
-def test_several_processes_are_launched_by_accelerate(tmp_path: Path) -> None:
+def test_several_processes_are_launched_by_torch(tmp_path: Path) -> None:
     told = config(learn__processes=2)
     run = RunDir.create(tmp_path, told, {})
     argv = Commands.of(told, run).learner
-    assert argv[1:3] == ("-m", "accelerate.commands.launch")
-    assert argv[argv.index("--num_processes") + 1] == "2"
+    assert argv[1:3] == ("-m", "torch.distributed.run")
     assert argv[-5:] == ("-m", "train.learner", str(run.path), "--url", "{url}")
-    launch = pytest.importorskip("accelerate.commands.launch")
-    parsed = launch.launch_command_parser().parse_args(list(argv[3:]))
-    assert (parsed.num_processes, parsed.use_fsdp, parsed.module) == (2, True, True)
+    launch = pytest.importorskip("torch.distributed.run")
+    parsed = launch.get_args_parser().parse_args(list(argv[3:]))
+    assert (parsed.nproc_per_node, parsed.standalone, parsed.module) == ("2", True, True)
+    assert (parsed.max_restarts, parsed.shutdown_timeout) == (0, 30)
     assert parsed.training_script_args == [str(run.path), "--url", "{url}"]
 
 
@@ -371,3 +374,32 @@ def test_a_remote_gateway_is_named_in_the_summary(tmp_path: Path) -> None:
     lines = summary(told, run, finished=False)
     assert not [line for line in lines if line.startswith("serve")]
     assert lines[-1].startswith("evaluate    python -m evalkit --model 'http://127.0.0.1:1/v1#m' ")
+
+
+def test_a_spent_budget_stops_a_run_cleanly(play: Callable[..., Played]) -> None:
+    told = config(compute__gpu="H100", budget__gpu_hours=0.1)
+    run = play("step=2 graceful=0 sleep=60", told=told)
+    assert run.play() == 1
+    status = run.run.status()
+    assert (status.state, status.step) == (State.INTERRUPTED, 2)
+    assert re.fullmatch(
+        r"the budget is spent: 0\.1\d GPU-hours of budget\.gpu_hours=0\.1", status.message
+    )
+    assert run.starts == 1
+    costs = read_costs(run.run.costs_path)
+    assert costs is not None
+    assert costs["gpu_hours"] >= 0.1
+    assert run.saying(f"used        {costs['gpu_hours']} GPU-hours")
+
+
+def test_processes_of_several_machines_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = launcher(16)
+    assert "--standalone" in alone
+    monkeypatch.setenv("PALAESTRA_TRAIN_NODE", Node(rank=1, size=2, main="10.0.0.1").dump())
+    words = launcher(16)
+    assert "--standalone" not in words
+    told = dict(zip(words[3:-1:2], words[4:-1:2], strict=True))
+    assert told["--nnodes"] == "2"
+    assert told["--node-rank"] == "1"
+    assert told["--nproc-per-node"] == "8"
+    assert told["--master-addr"] == "10.0.0.1"
