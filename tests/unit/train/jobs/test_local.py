@@ -42,7 +42,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalJobs]
     yield made
     for record in tmp_path.glob("*/job.json"):
         pid = json.loads(record.read_text())["pid"]
-        if alive(pid):
+        if pid != os.getpid() and alive(pid):
             os.kill(pid, signal.SIGKILL)
             until(partial(is_gone, pid))
 
