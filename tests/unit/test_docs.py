@@ -1,4 +1,4 @@
-"""The pages in docs/: their commands exist, with the options they are shown with, and links lead somewhere."""
+"""The pages in docs/: their commands exist with the options shown, and links lead somewhere."""
 
 import re
 import shlex
