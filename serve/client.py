@@ -166,10 +166,16 @@ class AdminClient:
     def wait_ready(
         self, name: str, version: int, *, timeout_s: float = 120.0
     ) -> tuple[ReplicaStatus, ...]:
-        """Return the policy's ready replicas when all serve the version; else TimeoutError."""
+        """Return the policy's ready replicas when all serve the version; else TimeoutError.
+
+        Where a pool has shrunk to nothing, a request is sent, as a user's would be, to start one.
+        """
         deadline_s = time.monotonic() + timeout_s
+        refused = ""
         while True:
             replicas = self.pool().replicas
+            if not replicas and time.monotonic() < deadline_s:
+                refused = self._wake(name, deadline_s - time.monotonic())
             ready = [
                 replica
                 for replica in replicas
@@ -180,9 +186,19 @@ class AdminClient:
             if time.monotonic() > deadline_s:
                 told = "; ".join(_describe(replica, name) for replica in replicas)
                 raise TimeoutError(
-                    f"{name}@{version} is not live after {timeout_s:.0f} s: {told or 'no replica'}"
+                    f"{name}@{version} is not live after {timeout_s:.0f} s: "
+                    f"{told or refused or 'no replica'}"
                 )
             time.sleep(_POLL_S)
+
+    def _wake(self, name: str, timeout_s: float) -> str:
+        """Ask for one token, which the gateway holds until a replica is there; say what failed."""
+        body = {"model": name, "prompt": ".", "max_tokens": 1}
+        try:
+            self._ask("POST", "/v1/completions", body, timeout_s)
+        except AdminError as error:
+            return str(error)  # the deadline ends this, and then it is said
+        return ""
 
     def policies(self) -> tuple[PolicyStatus, ...]:
         """Return all policies and their versions."""

@@ -1,5 +1,6 @@
 """Training through the served policy: both apps on one control plane, the learner lost."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,13 @@ def settings(target: OnModal, path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_versions_reach_the_serving_app_though_the_learner_is_lost(tmp_path: Path) -> None:
-    target = OnModal(tmp_path, write_config(tmp_path / "serve.yaml", (), **VLLM))
+    config = write_config(tmp_path / "serve.yaml", (), **VLLM)
+    told = json.loads(config.read_text())
+    told["deploy"]["volumes"]["runs"] = RUNS  # one folder of containers is one volume here
+    config.write_text(json.dumps(told))
+    target = OnModal(tmp_path, config)
     modal = target.modal
+    folder = modal.volume(RUNS)
     try:
         target.deploy()
         file = settings(target, tmp_path / "train.yaml")
@@ -40,7 +46,6 @@ def test_versions_reach_the_serving_app_though_the_learner_is_lost(tmp_path: Pat
         argv = ("-m", "train", "start", "--config", str(file), "--target", "modal")
         started = modal.python(*argv, env=env, timeout_s=240)
         assert started.returncode == 0, started.stderr
-        folder = modal.volume(RUNS)
 
         def is_saved() -> bool:
             return any(folder.glob("grpo_*/checkpoints/step-000001"))

@@ -178,13 +178,26 @@ def test_wait_ready_waits_for_every_ready_replica_of_the_policy() -> None:
     other = replica("r2", "ready") | {"served": {"q": [1]}, "current": {"q": 1}}
     gateway = Gateway(
         pool(),
+        {},  # to one token
         pool(other),
         pool(replica("r0", "starting"), replica("r1", "ready", 1), other),
         pool(replica("r0", "ready", 2), replica("r1", "ready", 1), other),
         pool(replica("r0", "ready", 1, 2), replica("r1", "ready", 2), replica("r3", "down"), other),
     )
     client(gateway).wait_ready("p", 2, timeout_s=10)
-    assert len(gateway.asked) == 5
+    assert [path for _, path, *_ in gateway.asked] == [
+        "/admin/pool",
+        "/v1/completions",
+        *["/admin/pool"] * 4,
+    ]
+
+
+def test_wait_ready_says_what_the_request_that_should_start_a_replica_got() -> None:
+    gateway = Gateway(
+        pool(), httpx.ConnectError("refused"), *[pool(replica("r1", "ready", 1))] * 50
+    )
+    with pytest.raises(TimeoutError, match="r1 is ready at 1"):
+        client(gateway).wait_ready("p", 2, timeout_s=0.2)
 
 
 def test_wait_ready_says_who_is_behind_and_why() -> None:
