@@ -23,6 +23,8 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def main(argv: list[str]) -> int:
     """Run the command; return its exit code, or 128 + the number of the signal that ended it."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in _PASSED_ON:  # what runs in the background may have been told to ignore some
+        signal.signal(number, signal.SIG_DFL)
     command = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     for number in _PASSED_ON:
         signal.signal(number, lambda received, _frame: command.send_signal(received))

@@ -362,7 +362,7 @@ def test_micro_batches_add_up_to_the_same_gradient(run: Make, loss: str) -> None
     assert whole.keys() == cut.keys()
     assert max(float(each.abs().max()) for each in whole.values()) > 1e-3
     for name, each in whole.items():
-        assert (each - cut[name]).abs().max() < 1e-6, name
+        assert (each - cut[name]).abs().max() < 5e-6, name
 
 
 def test_the_gradient_is_that_of_the_formula(run: Make, checkpoint: Path) -> None:
