@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ _WAKE_S = 60.0
 _WARMUPS = 3
 
 
-class Container:
+class Container(ABC):
     """One container of a server. `reload` and `commit` are what its volumes can do, by name."""
 
     def __init__(
@@ -55,15 +56,15 @@ class Container:
         self._has_given_up = False
         self._process = Process(self._argv(), self._env(), say)
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return what `serve up` is told here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_ready(self) -> bool:
         """Whether it answers what it is there for."""
-        raise NotImplementedError
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # not every container has something to prepare
         """Do what comes before `serve up`."""
 
     def start(self) -> None:
@@ -153,7 +154,7 @@ class PolicyContainer(Container):
         """Return what `serve up` is told here."""
         return plan.policy_settings(self.config, self.port, self.state)
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # not every container has something to prepare
         """See to it that the model is there, and that the engine's log is read."""
         folder = Path(str(plan.volume_path(self.config)))
         if not (folder / "config.json").is_file():
@@ -227,7 +228,7 @@ class GatewayContainer(Container):
         """Return what `serve up` is told here."""
         return plan.gateway_settings(self.config, self.port, self.state)
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # not every container has something to prepare
         """Bring keys and usage back, and the first key where there is none."""
         phase("state restored" if self._kept.restore() else "state is new")
         if self.config.deploy.gateway.auth is GatewayAuth.KEYS:
