@@ -154,7 +154,7 @@ class PolicyContainer(Container):
         """Return what `serve up` is told here."""
         return plan.policy_settings(self.config, self.port, self.state)
 
-    def prepare(self) -> None:  # noqa: B027  # not every container has something to prepare
+    def prepare(self) -> None:
         """See to it that the model is there, and that the engine's log is read."""
         folder = Path(str(plan.volume_path(self.config)))
         if not (folder / "config.json").is_file():
@@ -228,7 +228,7 @@ class GatewayContainer(Container):
         """Return what `serve up` is told here."""
         return plan.gateway_settings(self.config, self.port, self.state)
 
-    def prepare(self) -> None:  # noqa: B027  # not every container has something to prepare
+    def prepare(self) -> None:
         """Bring keys and usage back, and the first key where there is none."""
         phase("state restored" if self._kept.restore() else "state is new")
         if self.config.deploy.gateway.auth is GatewayAuth.KEYS:
