@@ -26,12 +26,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
+from evalkit.arms import env_factory, open_arms  # noqa: E402
 from evalkit.config import RunConfig  # noqa: E402
 from evalkit.manifest import describe  # noqa: E402
 from evalkit.play.runner import episode_keys, play_all  # noqa: E402
 from evalkit.record.rundir import RunDir  # noqa: E402
 from evalkit.record.tally import ArmTally, Tally  # noqa: E402
-from evalkit.run import env_factory, open_arms, run_async  # noqa: E402
+from evalkit.run import run_async  # noqa: E402
 
 DISTINCT = f"{HERE / 'distinct_env.py'}:Distinct"
 

@@ -15,9 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from evalkit.compared import compare
     from evalkit.config import RunConfig
     from evalkit.play.policy import Ask, Completion, Policy
-    from evalkit.run import Run, compare, evaluate, evaluate_async, resume, start
+    from evalkit.run import Run, evaluate, evaluate_async, resume, start
 
 _HOME = {
     "Ask": "evalkit.play.policy",
@@ -25,7 +26,7 @@ _HOME = {
     "Policy": "evalkit.play.policy",
     "Run": "evalkit.run",
     "RunConfig": "evalkit.config",
-    "compare": "evalkit.run",
+    "compare": "evalkit.compared",
     "evaluate": "evalkit.run",
     "evaluate_async": "evalkit.run",
     "resume": "evalkit.run",

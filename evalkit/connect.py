@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from evalkit.config import ModelSpec, RunConfig
+from evalkit.config import RunConfig
 from evalkit.errors import BadConfig, Unauthorized, UnknownModel, Unreachable
 from evalkit.play.baselines import (
     HumanPolicy,
@@ -27,6 +27,7 @@ from evalkit.play.chat import ChatPolicy, Sampling
 from evalkit.play.limits import Patience, RetryLimits
 from evalkit.play.policy import Policy
 from evalkit.play.proxied import open_transport
+from evalkit.specs import ModelSpec
 
 PROBE_TIMEOUT_S = 30.0
 

@@ -6,33 +6,29 @@ The composition of the package's rooms: connect, play, record, judge, show.
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
-from evalkit.config import ModelSpec, RunConfig, parse_model
-from evalkit.connect import Connected, connect, require_playable
+from envs import digest, env_id
+from evalkit.arms import env_factory, open_arms, slug
+from evalkit.config import RunConfig
 from evalkit.environment import cache_path
 from evalkit.errors import BadConfig, EvalkitError, RunFailed, UsageError
-from evalkit.manifest import describe, identities, keep_references, kept_references, now
+from evalkit.manifest import describe, identities, keep_references, now
 from evalkit.play.policy import Policy
 from evalkit.play.reference import references
 from evalkit.play.rollout import Arm
 from evalkit.play.runner import episode_keys, play_all
-from evalkit.play.strategies import parse_strategy
 from evalkit.record.references import Reference
-from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.rundir import RunDir
 from evalkit.record.tables import read_csv
 from evalkit.record.tally import ArmTally, Tally
+from evalkit.show.files import write_report
 from evalkit.show.progress import progress
-from evalkit.show.report import Report, make_report, write_report
-from evalkit.show.summary import ArmNumbers, gather
+from evalkit.show.report import Report
 
 T = TypeVar("T")
 
@@ -100,7 +96,7 @@ async def evaluate_async(
 ) -> Run:
     """Do what `evaluate` does, in a running event loop."""
     own = model if isinstance(model, Policy) else None
-    named = model if own is None else f"{_slug(type(own).__name__)[:40] or 'policy'}=noop"
+    named = model if own is None else f"{slug(type(own).__name__)[:40] or 'policy'}=noop"
     config = RunConfig.read({"model": named, "env": env, **settings}, "evaluate")
     return await start(config, show=show, policy=own)
 
@@ -143,43 +139,6 @@ async def resume(
         return await carry_out(config, rundir, manifest, arms, known, show)
 
 
-def compare(
-    run_a: Run | Path | str, run_b: Run | Path | str, *, names: tuple[str, str] | None = None
-) -> Report:
-    """Compare two finished runs of the same env: every arm of A with every arm of B.
-
-    Arms go by `names`, or else by the runs' directories, or by A and B where those have the same
-    name. Random and oracle stand beside them as run A knew them.
-
-    Raises:
-        BadConfig: no finished run there, or not the same env with the same parameters.
-
-    """
-    paths = [run.path if isinstance(run, Run) else Path(run) for run in (run_a, run_b)]
-    manifests = [RunDir.open(path).manifest() for path in paths]
-    for path, manifest in zip(paths, manifests, strict=True):
-        if manifest["finished_at"] is None:
-            raise BadConfig(f"{path} is not finished: python -m evalkit resume {path}")
-    if manifests[0]["env"]["digest"] != manifests[1]["env"]["digest"]:
-        raise BadConfig(f"{paths[0]} and {paths[1]} did not play the same env: nothing to compare")
-    if paths[0].resolve() == paths[1].resolve():
-        raise BadConfig(f"{paths[0]} is compared with itself")
-    known: dict[str, dict[str, Any]] = {}
-    numbers: dict[str, ArmNumbers] = {}
-    arms: list[list[str]] = [[], []]
-    called = names or tuple(path.resolve().name for path in paths)
-    called = called if called[0] != called[1] else ("A", "B")
-    for side, path, manifest in zip((0, 1), paths, manifests, strict=True):
-        columns = identities(manifest)
-        gathered = gather(TrajectoryFile(RunDir(path).trajectories_path), columns)
-        for arm, identity in columns.items():
-            name = called[side] if len(columns) == 1 else f"{called[side]}.{arm}"
-            known[name], numbers[name] = {**identity, "arm": name}, gathered[arm]
-            arms[side].append(name)
-    pairs = list(product(arms[0], arms[1]))
-    return make_report(numbers, known, kept_references(manifests[0]), pairs)
-
-
 @asynccontextmanager
 async def planned(
     config: RunConfig, policy: Policy | None = None
@@ -187,7 +146,7 @@ async def planned(
     """Connect a new run's arms and say in a manifest what it will be; nothing is written yet."""
     make_env = env_factory(config)
     env = make_env()
-    run_id = f"{_slug(env_id(env))}-{config.digest(digest(env))}"
+    run_id = f"{slug(env_id(env))}-{config.digest(digest(env))}"
     own = None if policy is None else type(policy).__qualname__
     async with open_arms(config, make_env, run_id, policy) as (arms, connected):
         yield arms, describe(config, env, run_id, arms, connected, own)
@@ -289,81 +248,6 @@ def finish(rundir: RunDir, manifest: Mapping[str, Any], known: Mapping[str, Refe
     return report
 
 
-def env_factory(config: RunConfig) -> Callable[[], TextEnv]:
-    """Return what makes the config's env, having made one.
-
-    Raises:
-        BadConfig: there is no such env, or not with these parameters.
-
-    """
-    try:
-        make(config.env, **config.env_args)
-        return partial(env_class(config.env), **config.env_args)
-    except (UnknownEnv, BadEnvParams) as error:
-        raise BadConfig(str(error)) from error
-
-
-@asynccontextmanager
-async def open_arms(
-    config: RunConfig, make_env: Callable[[], TextEnv], run_id: str, own: Policy | None
-) -> AsyncIterator[tuple[list[Arm], dict[str, Connected]]]:
-    """Connect every model and combine models, strategies and kinds of answer into arms."""
-    specs = config.models()
-    require_playable(specs, config, own=own is not None)
-    async with AsyncExitStack() as stack:
-        connected: dict[str, Connected] = {}
-        for label, spec in specs:
-            found = await _connected(label, spec, config, own)
-            if own is None:  # a policy of the caller's is the caller's to close
-                await stack.enter_async_context(found.policy)
-            connected[label] = found
-        yield _arms(config, specs, connected, make_env, run_id), connected
-
-
-async def _connected(
-    label: str, spec: ModelSpec, config: RunConfig, own: Policy | None
-) -> Connected:
-    if own is not None:
-        return Connected(policy=own, model=type(own).__qualname__)
-    return await connect(label, spec, config)
-
-
-def _arms(
-    config: RunConfig,
-    specs: Sequence[tuple[str, ModelSpec]],
-    connected: Mapping[str, Connected],
-    make_env: Callable[[], TextEnv],
-    run_id: str,
-) -> list[Arm]:
-    return [
-        Arm(
-            name=arm_name(config, label, strategy, guided=guided),
-            policy=connected[label].policy,
-            strategy=parse_strategy(strategy),
-            make_env=make_env,
-            run_id=run_id,
-            run_seed=config.run_seed,
-            guided=guided,
-            keep_reasoning=config.keep_reasoning,
-        )
-        for label, _ in specs
-        for strategy in config.strategy
-        for guided in config.guided
-    ]
-
-
-def arm_name(config: RunConfig, label: str, strategy: str, *, guided: bool) -> str:
-    """Name an arm by what distinguishes it: label, strategy, kind of answer."""
-    parts = []
-    if len(config.model) > 1 or parse_model(config.model[0]).label:
-        parts.append(label)
-    if len(config.strategy) > 1:
-        parts.append(_slug(strategy))
-    if len(config.guided) > 1:
-        parts.append("guided" if guided else "free")
-    return ".".join(parts) or label
-
-
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on uvloop where there is one."""
     try:
@@ -386,7 +270,3 @@ def _moved(config: RunConfig, model: Sequence[str]) -> tuple[str, ...]:
 
 def _silent(_: str) -> None:
     """Say nothing."""
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")

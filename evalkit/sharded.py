@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from evalkit.arms import env_factory, open_arms
 from evalkit.config import RunConfig
 from evalkit.environment import cache_path
 from evalkit.errors import BadConfig, RunFailed
@@ -29,9 +30,7 @@ from evalkit.record.tally import Tally
 from evalkit.run import (
     Run,
     discarded_if_refused,
-    env_factory,
     finish,
-    open_arms,
     planned,
     play_left,
     reopened,

@@ -94,7 +94,7 @@ def compare(
 
     """
     from evalkit.errors import EvalkitError, UsageError  # noqa: PLC0415
-    from evalkit.show.report import write_comparison  # noqa: PLC0415
+    from evalkit.show.files import write_comparison  # noqa: PLC0415
 
     first, second = steps = _steps(options.steps, saved)
     seeds = _seeds(options)
@@ -234,7 +234,7 @@ def _steps(text: str, saved: SavedCheckpoints) -> tuple[int, int]:
 
 
 def _seeds(options: argparse.Namespace) -> tuple[int, ...]:
-    from evalkit.config import parse_seeds  # noqa: PLC0415
+    from evalkit.specs import parse_seeds  # noqa: PLC0415
 
     count = 100 if options.n is None else options.n
     if count < 1:

@@ -1,22 +1,22 @@
 """From trajectories to the rows of summary.csv, compare.csv and paired.csv.
 
-Streams: of each episode only its numbers are kept. Which statistic answers which question is
+Which statistic answers which question is
 decided in `evalkit.judge`; this module knows what the metrics are.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evalkit.judge.compare import Comparison, Decision, compare, decide, normalised_score
 from evalkit.judge.intervals import bca_bootstrap, clustered_mean, wilson_clustered
 from evalkit.judge.multiple import holm
+from evalkit.record.numbers import ArmNumbers, divergent_turns
 from evalkit.record.references import Reference
-from evalkit.record.trajectory import Memory, Outcome, StopReason, Trajectory
+from evalkit.record.trajectory import Memory, Outcome, StopReason
 
 SUMMARY = (
     "format run_id arm model base_url_host model_fingerprint env env_version env_hash env_args "
@@ -39,67 +39,6 @@ PAIRED = (
     "format run_id a b env_seed success_a success_b return_a return_b steps_a steps_b valid_a "
     "valid_b diff flip first_divergent_turn"
 ).split()
-
-
-@dataclass(slots=True)
-class ArmNumbers:
-    """The numbers of one arm, by env seed."""
-
-    success: dict[int, list[float]] = field(default_factory=dict)
-    return_: dict[int, list[float]] = field(default_factory=dict)
-    steps: dict[int, list[float]] = field(default_factory=dict)
-    valid: dict[int, list[float]] = field(default_factory=dict)
-    """Share of an episode's turns in which a legal action was taken."""
-    efficiency: list[float] = field(default_factory=list)
-    """Success, weighted by optimal turns over turns taken (SPL), per scored episode."""
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    memory: Counter[Memory] = field(default_factory=Counter)
-    stops: Counter[StopReason] = field(default_factory=Counter)
-    turns: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    traces: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
-    """What was seen and said in every turn, hashed, by (env seed, repetition)."""
-
-    def add(self, trajectory: Trajectory) -> None:
-        """Take in one episode; one that is not scored counts as nothing but itself."""
-        self.stops[trajectory.stop_reason] += 1
-        if not trajectory.scored:
-            return
-        seed, turns = trajectory.key.env_seed, trajectory.turns
-        valid = sum(turn.valid for turn in turns)
-        self.success.setdefault(seed, []).append(float(trajectory.success))
-        self.return_.setdefault(seed, []).append(trajectory.return_)
-        self.steps.setdefault(seed, []).append(float(len(turns)))
-        self.valid.setdefault(seed, []).append(valid / len(turns) if turns else 0.0)
-        if trajectory.optimal_turns is not None:
-            ideal = trajectory.optimal_turns / max(len(turns), trajectory.optimal_turns, 1)
-            self.efficiency.append(ideal if trajectory.success else 0.0)
-        self.turns += len(turns)
-        for turn in turns:
-            self.outcomes[turn.outcome] += 1
-            if turn.memory is not None:
-                self.memory[turn.memory] += 1
-            self.prompt_tokens += turn.prompt_tokens or 0
-            self.completion_tokens += turn.completion_tokens or 0
-        self.traces[seed, trajectory.key.repetition] = tuple(
-            hash((turn.prompt_digest, turn.completion, turn.action)) for turn in turns
-        )
-
-    @property
-    def n_error(self) -> int:
-        """Episodes lost to infrastructure or to the env."""
-        return self.stops[StopReason.INFRA_ERROR] + self.stops[StopReason.ENV_ERROR]
-
-    @property
-    def n_ok(self) -> int:
-        """Episodes that count."""
-        return self.stops.total() - self.n_error
-
-    @property
-    def n_success(self) -> int:
-        """Successful episodes."""
-        return int(sum(map(sum, self.success.values())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +80,6 @@ class Compared:
             alpha=1.0 - self.found.level,
             higher_is_better=self.metric.higher_is_better,
         )
-
-
-def gather(trajectories: Iterable[Trajectory], arms: Iterable[str]) -> dict[str, ArmNumbers]:
-    """Take in every trajectory, by arm."""
-    numbers = {arm: ArmNumbers() for arm in arms}
-    for trajectory in trajectories:
-        numbers[trajectory.key.arm].add(trajectory)
-    return numbers
 
 
 def summary_row(
@@ -318,29 +249,12 @@ def paired_rows(
             }
 
 
-def divergent_turns(left: ArmNumbers, right: ArmNumbers) -> list[tuple[int, int, int]]:
-    """Return (env seed, repetition, first turn that differs) of every episode that differs."""
-    found = []
-    for seed, repetition in sorted(left.traces.keys() & right.traces.keys()):
-        turn = _first_difference(left.traces[seed, repetition], right.traces[seed, repetition])
-        if turn is not None:
-            found.append((seed, repetition, turn))
-    return found
-
-
 def _first_by_seed(divergent: Iterable[tuple[int, int, int]]) -> dict[int, int]:
     """Return the earliest differing turn over the repetitions of every seed that has one."""
     first: dict[int, int] = {}
     for seed, _, turn in divergent:
         first[seed] = min(turn, first.get(seed, turn))
     return first
-
-
-def _first_difference(left: tuple[int, ...], right: tuple[int, ...]) -> int | None:
-    for turn, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return turn
-    return None if len(left) == len(right) else min(len(left), len(right))
 
 
 def _flip(success_a: float, success_b: float) -> str:

@@ -6,9 +6,9 @@ import asyncio
 import os
 from dataclasses import dataclass
 
-from evalkit.config import ModelSpec, parse_model
 from evalkit.connect import choose_model, probe
 from evalkit.errors import EvalkitError
+from evalkit.specs import ModelSpec, parse_model
 from train.config import TrainConfig
 from train.errors import BadModel, GatewayLost
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import evalkit
-from evalkit.config import INCIDENTAL, ModelSpec, RunConfig, load_yaml, parse_model, parse_seeds
+from evalkit.config import INCIDENTAL, RunConfig, load_yaml
 from evalkit.errors import BadConfig, ServerLost
 from evalkit.play.policy import Ask, Completion
 from evalkit.run import Run
+from evalkit.specs import ModelSpec, parse_model, parse_seeds
 from evalkit.testing import FakePolicy, FakeServer
 
 UP = "<action>up</action>"

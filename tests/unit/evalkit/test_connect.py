@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from envs.games.key_door import KeyDoor
-from evalkit.config import RunConfig, parse_model
+from evalkit.config import RunConfig
 from evalkit.connect import baseline, choose_model, connect, probe
 from evalkit.errors import BadConfig, Unauthorized, Unreachable
 from evalkit.play.baselines import HumanPolicy, NoopPolicy, RandomPolicy, ScriptPolicy
 from evalkit.play.policy import Ask
 from evalkit.play.strategies import Message
+from evalkit.specs import parse_model
 from evalkit.testing import FakeServer
 
 

@@ -11,18 +11,16 @@ import pytest
 from evalkit.errors import Failure
 from evalkit.judge.compare import Decision
 from evalkit.judge.intervals import bca_bootstrap, wilson, wilson_clustered
+from evalkit.record.numbers import ArmNumbers, divergent_turns, gather
 from evalkit.record.references import Reference
 from evalkit.record.trajectory import Key, Memory, Outcome, StopReason, Trajectory, Turn
 from evalkit.show.summary import (
     COMPARE,
     PAIRED,
     SUMMARY,
-    ArmNumbers,
     Compared,
     compare_arms,
     compare_row,
-    divergent_turns,
-    gather,
     paired_rows,
     summary_row,
 )

@@ -1,0 +1,1 @@
+"""The commands beside playing: a module each, whose `command(words)` returns the exit code."""
