@@ -191,16 +191,19 @@ def test_who_guesses_waits_and_who_is_known_does_not(store: AccountStore) -> Non
 def test_ten_thousand_wrong_keys_cost_little(store: AccountStore, sources: int) -> None:
     """0.05 s of CPU from one source, 0.1 s from as many as keys, where this was written."""
     created(store)
-    headers = [bearer(new_key()) for _ in range(10_000)]
 
-    async def play(auth: Auth) -> None:
+    async def cost_s(auth: Auth) -> float:
+        headers = [bearer(new_key()) for _ in range(10_000)]
         start_s = time.process_time()
         for at in range(0, 10_000, 500):
             batch = enumerate(headers[at : at + 500], at)
             refused = [auth.verify(header, str(number % sources)) for number, header in batch]
             assert not any(isinstance(one, Account) for one in await asyncio.gather(*refused))
-        # Of all threads of a busy machine; proving each of them would take minutes.
-        assert time.process_time() - start_s < 5
+        return time.process_time() - start_s
+
+    async def play(auth: Auth) -> None:
+        # The cheapest of three: what other threads of this process do meanwhile is counted too.
+        assert min([await cost_s(auth) for _ in range(3)]) < 1
 
     run(store, play)
 
