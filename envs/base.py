@@ -164,6 +164,21 @@ class TextEnv(ABC):
         """Return the best notes for this moment, from what was really seen; "" for none."""
         return ""
 
+    def facts(self) -> dict[str, str]:
+        """Return by name what the episode has shown so far and a player does well to note.
+
+        Only what was really seen, nothing hidden; {} where nothing needs remembering.
+        """
+        return {}
+
+    def claims(self, notes: str) -> dict[str, str]:
+        """Read which facts a player's notes state, by the names and in the words of `facts`.
+
+        What is not stated is absent; what was never seen may be among them.
+        """
+        del notes
+        return {}
+
     def clone(self) -> Self:
         """Return an independent copy that plays on from here."""
         return copy.deepcopy(self)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from envs.base import EpisodeOver, Info, StepResult, TextEnv, choice_tool
+from envs.games.key_door_notes import CARRIED, EMPTY, read_claims
 
 MOVES = ("up", "down", "left", "right")
 ACTIONS = (*MOVES, "interact")
@@ -254,6 +255,25 @@ class KeyDoor(TextEnv):
             lines.insert(0, f"You are {here} from your start, as (rows down, columns right).")
             lines.append(f"Outer walls met: {self._known_walls()}.")
         return "\n".join(lines)
+
+    def facts(self) -> dict[str, str]:
+        """Return key, door and rooms that were visited; places as in `optimal_scratchpad`."""
+        facts = {CARRIED: "yes" if self._has_key else "no"}
+        for room in range(self.size**2):
+            if not self._visited >> room & 1:
+                continue
+            place = self._place(room)
+            if room == self._door:
+                facts["door"] = place
+            elif room == self._key and not self._has_key:
+                facts["key"] = place
+            elif room != self._key:
+                facts[place] = EMPTY
+        return facts
+
+    def claims(self, notes: str) -> dict[str, str]:
+        """Read notes in plain English; see `envs.games.key_door_notes`."""
+        return read_claims(notes)
 
     def render(self) -> str:
         """Draw the grid: A the player, K the key, D the door, small letters for rooms visited."""

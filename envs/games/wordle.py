@@ -28,6 +28,7 @@ _WIN = RIGHT * 5
 _WORTH = {RIGHT: 0.125, ELSEWHERE: 0.0625, ABSENT: 0.0}
 _WIN_REWARD = 1.0
 _WORD = re.compile("[a-z]{5}")
+_MARKED = re.compile(rf"\b([A-Za-z]{{5}})\W{{1,3}}([{RIGHT}{ELSEWHERE}{ABSENT}]{{5}})\b")
 _QUESTION = "What do you guess?"
 
 Guesses = tuple[tuple[str, str], ...]
@@ -212,6 +213,14 @@ class Wordle(TextEnv):
             f"Guesses: {made}.\nPlaces known: {known}.\n"
             f"In the word, but not there: {elsewhere}.\nNot in the word: {absent}."
         )
+
+    def facts(self) -> dict[str, str]:
+        """Return every word that was guessed, with its marks."""
+        return dict(self._made)
+
+    def claims(self, notes: str) -> dict[str, str]:
+        """Read words that are followed by their marks: `stone XXGXG`; the marks in capitals."""
+        return {word.lower(): marks for word, marks in _MARKED.findall(notes)}
 
     def render(self) -> str:
         """Show every guess with its marks, and the hidden word."""
