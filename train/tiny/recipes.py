@@ -92,7 +92,7 @@ RECIPES = MappingProxyType(
         "tic_tac_toe": Recipe(
             env="tic_tac_toe",
             strategy="NO_HISTORY",
-            noise=0.5,
+            noise=0.7,
             taught=1.0,
             batch=48,
             steps=150,
