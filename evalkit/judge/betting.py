@@ -29,6 +29,7 @@ PRIOR = 1.5
 
 _NODES = 256
 _WIDTH = 1e-11
+_CHUNK = 4096
 
 
 def log_mcnemar_e(a_only: int, b_only: int, prior: float = PRIOR) -> float:
@@ -113,14 +114,26 @@ def confidence_bounds(values: Floats, counts: Floats, alpha: float = 0.05) -> tu
 def e_path(differences: Floats) -> tuple[FloatArray, FloatArray]:
     """Log e-values and anytime p-values after each of the differences, against a mean of 0.
 
-    `differences` of shape (n,) lie in [-1, 1]; both results have shape (n,).
+    `differences` of shape (n,) lie in [-1, 1]; both results have shape (n,). Memory is bounded by
+    chunks of 4,096 differences.
     """
     values = require_bounded(differences)
-    above = log_mixture(np.cumsum(log_factors(values, 0.0), axis=0))
-    below = log_mixture(np.cumsum(log_factors(-values, 0.0), axis=0))
+    above, below = _log_wealth_path(values), _log_wealth_path(-values)
     highest = np.maximum.accumulate(np.maximum(above, below))
     log_e = np.logaddexp(above, below) - math.log(2.0)
     return log_e, np.exp(np.minimum(0.0, math.log(2.0) - highest))
+
+
+def _log_wealth_path(values: FloatArray) -> FloatArray:
+    """Log wealth of betting on a mean above 0 after each value, shape (n,); ties change nothing."""
+    moves = np.flatnonzero(values)
+    path, wealth = np.zeros(moves.size + 1), np.zeros(_bets()[0].size)
+    for start in range(0, moves.size, _CHUNK):
+        chunk = moves[start : start + _CHUNK]
+        sums = wealth + np.cumsum(log_factors(values[chunk], 0.0), axis=0)
+        path[start + 1 : start + 1 + chunk.size] = log_mixture(sums)
+        wealth = sums[-1]
+    return np.asarray(path[np.cumsum(values != 0.0)])
 
 
 def require_bounded(differences: Floats) -> FloatArray:

@@ -15,9 +15,10 @@ Must not know where the numbers come from, nor how they are shown.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class Decision(StrEnum):
     """The test rejects equality, and the difference favours B."""
     WORSE = "B is worse"
     """The test rejects equality, and the difference favours A."""
+    EQUIVALENT = "equivalent"
+    """The test does not reject equality, and another shows that the difference is within a margin.
+
+    `decide` never says so: see `equivalence`.
+    """
     UNDECIDED = "undecided"
     """The test does not reject equality. This is not evidence that the arms are equal."""
     NO_DATA = "no data"
@@ -126,13 +132,12 @@ def compare(
     require_level(level)
     _require_values("a", a, binary=binary)
     _require_values("b", b, binary=binary)
-    seeds_a = {env_seed for env_seed, values in a.items() if len(values)}
-    seeds_b = {env_seed for env_seed, values in b.items() if len(values)}
+    seeds_a, seeds_b = _seeds(a), _seeds(b)
     shared = sorted(seeds_a & seeds_b)
     dropped_a, dropped_b = len(seeds_a) - len(shared), len(seeds_b) - len(shared)
     if not shared:
         return Comparison(n_pairs=0, dropped_a=dropped_a, dropped_b=dropped_b, level=level)
-    means_a, means_b = _seed_means(a, shared), _seed_means(b, shared)
+    means_a, means_b = seed_means(a, shared), seed_means(b, shared)
     diffs = _differences(means_a, means_b)
     rho, var_reduction = _pairing_gain(means_a, means_b, diffs)
     described = Comparison(
@@ -145,8 +150,7 @@ def compare(
         var_reduction_vs_unpaired=var_reduction,
         level=level,
     )
-    single = all(len(arm[env_seed]) == 1 for arm in (a, b) for env_seed in shared)
-    if binary and single:
+    if binary and all(set(map(len, map(arm.__getitem__, shared))) == {1} for arm in (a, b)):
         judged = _judge_binary(described, means_a, means_b)
     else:
         judged = _judge_graded(described, diffs, seed)
@@ -252,8 +256,20 @@ def _differences(means_a: FloatArray, means_b: FloatArray) -> FloatArray:
     return diffs
 
 
-def _seed_means(arm: Arm, shared: Sequence[int]) -> FloatArray:
-    return np.array([math.fsum(arm[env_seed]) / len(arm[env_seed]) for env_seed in shared])
+def _seeds(arm: Arm) -> Set[int]:
+    """Return the seeds that have values."""
+    if all(map(len, arm.values())):
+        return arm.keys()
+    return {env_seed for env_seed, values in arm.items() if len(values)}
+
+
+def seed_means(arm: Arm, shared: Sequence[int]) -> FloatArray:
+    """Return the mean of each of the seeds, shape (n_seeds,); each must have a value."""
+    several = [arm[env_seed] for env_seed in shared]
+    flat = np.fromiter(chain.from_iterable(several), np.float64)
+    if flat.size == len(several):
+        return flat
+    return np.array([math.fsum(values) / len(values) for values in several])
 
 
 def _mean(values: FloatArray) -> float:
@@ -265,6 +281,9 @@ def _defined(value: float) -> float | None:
 
 
 def _require_values(name: str, arm: Arm, *, binary: bool) -> None:
+    flat = np.fromiter(chain.from_iterable(arm.values()), np.float64)
+    if np.all(np.isfinite(flat)) and not (binary and np.any((flat != 0.0) & (flat != 1.0))):
+        return
     for env_seed, values in arm.items():
         for value in values:
             if not math.isfinite(value):

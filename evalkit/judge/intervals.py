@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ Floats = Sequence[float] | FloatArray
 Statistic = Callable[[FloatArray], FloatArray]
 
 _CHUNK_ELEMENTS = 1 << 20
+_MANY, _TIES = 2_000, 32
+"""Of so many values, with so many equal on average, a mean is resampled by counts."""
 
 
 class IntervalMethod(StrEnum):
@@ -149,16 +152,16 @@ def clustered_mean(values_by_cluster: Sequence[Floats], level: float = 0.95) -> 
     Source: Liang & Zeger 1986 with the G / (G - 1) correction; Miller 2024, arXiv 2411.00640.
     """
     require_level(level)
-    clusters = [np.asarray(cluster, dtype=np.float64) for cluster in values_by_cluster]
-    clusters = [cluster for cluster in clusters if cluster.size]
-    n, n_clusters = sum(cluster.size for cluster in clusters), len(clusters)
+    clusters = [cluster for cluster in values_by_cluster if len(cluster)]
+    sizes = list(map(len, clusters))
+    n, n_clusters = sum(sizes), len(clusters)
     method = IntervalMethod.T if n == n_clusters else IntervalMethod.T_CLUSTERED
     mean = se = half = math.nan
     if clusters:
-        values = require_finite(np.concatenate(clusters))
+        values = require_finite(np.fromiter(chain.from_iterable(clusters), np.float64, n))
         mean = math.fsum(values) / n
         if n_clusters > 1:
-            starts = np.cumsum([0, *(cluster.size for cluster in clusters[:-1])])
+            starts = np.cumsum([0, *sizes[:-1]])
             se = math.sqrt(_cluster_variance(np.add.reduceat(values - mean, starts), n))
             half = critical_t(level, n_clusters - 1) * se
     return MeanEstimate(
@@ -190,7 +193,8 @@ def bca_bootstrap(
 
     `cluster_means` has shape (G,), one value per env seed; `statistic` maps (..., G) to (...).
     Equal data give a point interval; fewer than two clusters give nan. Memory is bounded by
-    chunks of 2^20 values (or one resample, if longer); time grows with G * (G + n_resamples).
+    chunks of 2^20 values (or one resample, if longer); time grows with G * (G + n_resamples), for
+    a mean with G * n_resamples, and hardly with G where many of 2,000 or more values are equal.
     The draws are those of `Generator(PCG64(seed))`: the result depends on the seed alone.
 
     Raises ValueError for a value that is not finite. Source: Efron 1987, JASA 82:171.
@@ -242,6 +246,9 @@ def _bootstrap_replicates(
 ) -> FloatArray:
     rng = np.random.Generator(np.random.PCG64(seed))
     n = values.size
+    distinct, counts = np.unique(values, return_counts=True)
+    if statistic is mean_over_last_axis and n >= _MANY and distinct.size * _TIES <= n:
+        return np.asarray(rng.multinomial(n, counts / n, n_resamples) @ distinct / n)
     return np.concatenate(
         [
             statistic(values[rng.integers(0, n, size=(rows.stop - rows.start, n))])
@@ -253,6 +260,8 @@ def _bootstrap_replicates(
 def _jackknife_replicates(values: FloatArray, statistic: Statistic) -> FloatArray:
     """Compute the statistic with each value left out in turn, shape (n,)."""
     n = values.size
+    if statistic is mean_over_last_axis:
+        return np.asarray((values.sum() - values) / (n - 1))
     kept = np.arange(n - 1)
     replicates = []
     for rows in _chunks(n, n):

@@ -215,9 +215,11 @@ def _blaker_lower(successes: int, n: int, alpha: float) -> float:
         return 0.0
     start = _rising_root(lambda rate: at_least(successes, n, rate) - 0.5 * alpha)
     end = _rising_root(lambda rate: at_least(successes, n, rate) - alpha)
-    opposite = -1
-    while _at_most(opposite + 1, n, start) <= 0.5 * alpha:
-        opposite += 1
+    opposite, beyond = -1, successes  # at the start the other tail is the shorter one
+    while beyond - opposite > 1:
+        middle = (opposite + beyond) // 2
+        short = _at_most(middle, n, start) <= 0.5 * alpha
+        opposite, beyond = (middle, beyond) if short else (opposite, middle)
     while True:
         count = opposite
 

@@ -116,6 +116,7 @@ class SequentialTest:
         self._counts: Counter[float] = Counter()
         self._n_pairs = 0
         self._highest = 0.0
+        self._nearest = 0.0
         self._threshold = log_threshold(rule.alpha)
         self._bets = bets()[0]
         # Bets that the mean is above 0, below 0, above -margin and below margin, as rows
@@ -129,6 +130,11 @@ class SequentialTest:
         """How many pairs there were, those after the stop included."""
         return self._n_pairs
 
+    @property
+    def progress(self) -> float:
+        """How far the evidence has come towards a verdict, by its logarithm: 0 to 1."""
+        return min(1.0, max(0.0, self._nearest / self._threshold))
+
     def add(self, diff: float) -> Verdict:
         """Count one pair, and return what the rule says now.
 
@@ -141,6 +147,7 @@ class SequentialTest:
         self._wealth += np.log1p(gains[:, np.newaxis] * self._bets)
         above, below, *margins = log_mixture(self._wealth).tolist()
         self._highest = max(self._highest, above, below)
+        self._nearest = max(above, below, *([min(margins)] if margins else []))
         if self.verdict is Verdict.CONTINUE:
             self.verdict = self._judge(above, below, margins)
             if self.verdict is not Verdict.CONTINUE:

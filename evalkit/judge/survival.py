@@ -160,8 +160,11 @@ def _jackknife(
     seeds: Sequence[Sequence[Episode]], horizon: float | None
 ) -> tuple[float, FloatArray, float]:
     """Return the restricted mean of all, those with one seed left out (G,), and the horizon."""
-    times, events, risk = _tables(seeds)
-    all_events, all_risk = events.sum(axis=0), risk.sum(axis=0)
+    kinds: dict[tuple[Episode, ...], int] = {}  # seeds that ended alike are left out alike
+    kind = np.array([kinds.setdefault(tuple(episodes), len(kinds)) for episodes in seeds])
+    times, events, risk = _tables(list(kinds))
+    alike = np.bincount(kind)
+    all_events, all_risk = alike @ events, alike @ risk
     end = _horizon(times, all_events, all_risk, horizon)
     widths = _widths(times, end)
 
@@ -172,7 +175,7 @@ def _jackknife(
     value = float(area(all_events, all_risk))
     if len(seeds) == 1:
         return value, np.array([math.nan]), end
-    return value, area(all_events - events, all_risk - risk), end
+    return value, area(all_events - events, all_risk - risk)[kind], end
 
 
 def _tables(

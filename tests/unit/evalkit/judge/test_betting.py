@@ -182,3 +182,18 @@ def test_differences_are_bounded(bad: float) -> None:
         log_wealth([0.0], [1], -1.0)
     with pytest.raises(ValueError, match="counts"):
         log_mcnemar_e(-1, 0)
+
+
+def test_a_long_path_is_that_of_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    diffs = rng.choice([-1.0, -0.25, 0.0, 1.0], 9_000, p=[0.05, 0.05, 0.8, 0.1])
+    log_e, p = e_path(diffs)
+    values, counts = np.unique(diffs, return_counts=True)
+    expected = log_e_value(
+        *(float(log_wealth(side, counts.tolist())) for side in (values, -values))
+    )
+    assert log_e[-1] == pytest.approx(expected, abs=1e-8)
+    assert np.all(np.diff(p) <= 0.0)
+    assert log_e[0] == pytest.approx(0.0 if diffs[0] == 0.0 else log_e[0])
+    short, _ = e_path(diffs[:5_000])
+    assert short.tolist() == pytest.approx(log_e[:5_000].tolist(), abs=1e-9)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit.judge.bounds import worst_case_difference
+from evalkit.judge.bounds import worst_case_difference, worst_case_repeated
 from evalkit.judge.paired import clustered_difference, paired_counts, paired_difference_interval
 
 _outcome = st.sampled_from([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, None])
@@ -69,3 +69,36 @@ def test_inputs_are_checked() -> None:
         worst_case_difference([1], [1], binary=True, highest=2.0)
     with pytest.raises(ValueError, match="seeds"):
         worst_case_difference([], [], binary=True)
+
+
+def test_seeds_played_once_are_the_single_case() -> None:
+    a, b = [1.0, 0.0, None, 0.0], [1.0, 1.0, 1.0, None]
+    found = worst_case_repeated(
+        *([((), 1) if x is None else ([x], 0) for x in arm] for arm in (a, b)), binary=True
+    )
+    assert found == worst_case_difference(a, b, binary=True)
+
+
+def test_lost_repetitions_move_their_seeds_mean() -> None:
+    a: list[tuple[list[float], int]] = [([1.0], 1), ([0.0, 0.0], 0), ([0.0, 1.0], 0)]
+    b: list[tuple[list[float], int]] = [([1.0, 1.0], 0), ([1.0, 0.0], 0), ([], 2)]
+    found = worst_case_repeated(a, b, binary=True)
+    assert (found.n_seeds, found.n_missing) == (3, 2)
+    # A's lost one a success and B's two failures; then the reverse
+    assert found.diff_lo == pytest.approx((0.0 + 0.5 - 0.5) / 3)
+    assert found.diff_hi == pytest.approx((0.5 + 0.5 + 0.5) / 3)
+    assert found.lo < found.diff_lo < found.diff_hi
+    assert found.hi == pytest.approx(0.5)  # the same on every seed
+    swapped = worst_case_repeated(b, a, binary=True)
+    assert (swapped.diff_lo, swapped.diff_hi) == (-found.diff_hi, -found.diff_lo)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([], []), ([([], 0)], [([1.0], 0)]), ([([2.0, 0.0], 0)], [([1.0], 1)])],
+)
+def test_repeated_outcomes_are_checked(
+    a: list[tuple[list[float], int]], b: list[tuple[list[float], int]]
+) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        worst_case_repeated(a, b, binary=False)

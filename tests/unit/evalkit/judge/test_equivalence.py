@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.weightstats import ttost_paired
 
 from evalkit.judge.equivalence import tost_paired, tost_proportions
@@ -64,6 +64,23 @@ def test_the_score_is_that_of_a_constrained_maximum() -> None:
     z = (b_only - a_only - n * margin) / np.sqrt(n * (2 * rate + margin * (1 - margin)))
     result = tost_proportions(50, a_only, b_only, 47, margin)
     assert result.p_below_upper == pytest.approx(float(stats.norm.cdf(z)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("a_only", "b_only", "n"), [(9, 14, 120), (0, 3, 40), (2, 0, 500)])
+def test_the_score_equals_scipys_root_of_the_likelihood(a_only: int, b_only: int, n: int) -> None:
+    margin = 0.08
+
+    def slope(rate: float) -> float:
+        rest = n - a_only - b_only
+        return b_only / (rate + margin) + a_only / rate - 2 * rest / (1 - 2 * rate - margin)
+
+    low, high = 1e-12, (1 - margin) / 2 - 1e-12
+    rate = 0.0
+    if a_only or slope(low) > 0:
+        rate = float(optimize.brentq(slope, low, high, xtol=1e-16, rtol=1e-15))
+    z = (b_only - a_only - n * margin) / np.sqrt(n * (2 * rate + margin * (1 - margin)))
+    result = tost_proportions(n - a_only - b_only, a_only, b_only, 0, margin)
+    assert result.p_below_upper == pytest.approx(float(stats.norm.cdf(z)), abs=1e-9)
 
 
 def test_the_size_at_the_margin_is_alpha() -> None:

@@ -209,3 +209,13 @@ def test_bca_memory_is_bounded() -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 64 * 2**20  # all resamples at once are 320 MiB
+
+
+def test_bca_of_many_equal_values_is_resampled_by_counts() -> None:
+    values = np.repeat([0.0, 1.0, 4.0], [1_500, 1_400, 100])
+    found = bca_bootstrap(values)
+    # A statistic that is the mean, and is not known to be: every value is drawn
+    expected = bca_bootstrap(values, lambda rows: np.asarray(np.mean(rows, axis=-1)))
+    assert (found.lo, found.hi) == pytest.approx((expected.lo, expected.hi), abs=2e-3)
+    assert (expected.hi - expected.lo) > 0.04
+    assert found == bca_bootstrap(values)

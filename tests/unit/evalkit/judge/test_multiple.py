@@ -103,3 +103,12 @@ def test_tied_sets_know_their_arms() -> None:
         tied_sets(["a", "a"], [])
     with pytest.raises(ValueError, match="expected two of"):
         tied_sets(["a", "b"], [("a", "x")])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=12))
+def test_e_bh_of_inverse_p_values_equals_statsmodels(p_values: list[float]) -> None:
+    """The procedure of Benjamini and Hochberg, whose p-values are the inverse of e-values."""
+    expected = multipletests(p_values, method="fdr_bh")[1]
+    found = e_bh([1.0 / p for p in p_values])
+    assert found == pytest.approx(expected.tolist(), abs=1e-9)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from evalkit.judge.intervals import Interval, IntervalMethod
 from evalkit.judge.paired import (
@@ -275,3 +275,41 @@ def test_the_interval_ends_where_the_score_is_critical(cells: tuple[int, int, in
     assert tango_score(0.0, 4, 13, 40) == pytest.approx(9 / math.sqrt(17), abs=1e-12)
     with pytest.raises(ValueError, match="n >= 1"):
         tango_score(0.0, 3, 3, 5)
+
+
+@pytest.mark.parametrize("cells", [(3, 20, 9, 4), (10, 30, 35, 12), (1, 7, 8, 0)])
+def test_newcombe_with_correlation_equals_its_formula(cells: tuple[int, int, int, int]) -> None:
+    """Arms that win on different seeds: there the correlation is taken as it is observed."""
+    both, a_only, b_only, neither = cells
+    n = sum(cells)
+    a = np.repeat([1, 1, 0, 0], cells)
+    b = np.repeat([1, 0, 1, 0], cells)
+    phi = float(np.corrcoef(a, b)[0, 1])
+    (lo_a, hi_a), (lo_b, hi_b) = (
+        proportion_confint(int(x.sum()), n, 0.05, method="wilson") for x in (a, b)
+    )
+    rate_a, rate_b = a.mean(), b.mean()
+    down, up = (rate_b - lo_b, hi_a - rate_a), (hi_b - rate_b, rate_a - lo_a)
+    reach = [math.sqrt(x * x - 2 * phi * x * y + y * y) for x, y in (down, up)]
+    diff = rate_b - rate_a
+    interval = newcombe_difference_interval(both, a_only, b_only, neither)
+    assert (interval.lo, interval.hi) == pytest.approx((diff - reach[0], diff + reach[1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_sign_flips_of_many_seeds_are_those_of_a_normal_sum(ties: bool) -> None:
+    """20,000 seeds: the flipped sum is normal to within what 50,000 draws show."""
+    rng = np.random.default_rng(2)
+    diffs = rng.choice([-1.0, 0.5, 1.0], 20_000) if ties else rng.normal(size=20_000)
+    diffs -= diffs.mean() if not ties else 0.0
+    shift = 1.7 * math.sqrt(float(diffs @ diffs)) / diffs.size
+    diffs = diffs + (0.0 if ties else shift)
+    if ties:
+        flipped = np.where(np.arange(diffs.size) % 2, diffs, -diffs)
+        flipped[:150] = np.abs(flipped[:150])
+        diffs = flipped
+    z = abs(float(diffs.sum())) / math.sqrt(float(diffs @ diffs))
+    expected = 2 * float(stats.norm.sf(z))
+    assert 0.01 < expected < 0.9
+    found = sign_flip_permutation(diffs, seed=3)
+    assert found == pytest.approx(expected, abs=5 * math.sqrt(expected / 50_000))

@@ -1,0 +1,79 @@
+"""`evalkit power`, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evalkit.cli import main
+from evalkit.planning import _episode_rho
+from evalkit.record.testing import arms_of
+
+SMALL = "--env key_door --env-arg size=2 -n 12".split()
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Iterator[Path]:
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+def test_power_plans_from_numbers_and_from_a_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("power --baseline .5 --effect .1 --rho .47".split()) == 0
+    assert capsys.readouterr().out.startswith(
+        "60.0 % against 50.0 % success, with 80 % power at alpha 0.05 (rho 0.47: 27.0 % of seeds "
+        "are won by one arm only)\n"
+        "  paired      229 seeds that both arms play\n"
+        "  unpaired    385 seeds of its own for each arm; pairing saves 41 % of the episodes\n"
+        "  sequential  "
+    )
+    assert main(["--model", "A=noop", "--model", "B=oracle", *SMALL]) == 0
+    (run,) = (folder / "results").iterdir()
+    capsys.readouterr()
+    assert main(["power", str(run), "--effect", ".5", "--seeds", "10"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "B against A: +100.0 points of success on 12 shared seeds; rho 0.00"
+    assert lines[1].startswith("10 seeds show a gain of ")
+
+
+def test_repetitions_and_single_arms_are_planned_too(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("power --baseline .5 --effect -.1 --rho .47 -k 4".split()) == 0
+    said = capsys.readouterr().out
+    assert "53 seeds that both arms play, 4 times each (212 episodes per arm)" in said
+    assert "sequential" not in said
+    assert main("power --baseline .5 --seeds 5".split()) == 0
+    assert "5 seeds show no gain over 50.0 % with 80 % power" in capsys.readouterr().out
+    assert main("power --baseline .5 --effect .01".split()) == 0
+    assert "not simulated beyond 20000 seeds" in capsys.readouterr().out
+    assert main(["--model", "random", *SMALL, "-k", "3"]) == 0
+    (run,) = (folder / "results").iterdir()
+    capsys.readouterr()
+    assert main(["power", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("random: ")
+    assert lines[0].endswith("as between repetitions of a seed")
+    assert lines[1].startswith("12 seeds, 3 times each show ")
+    assert main(["power", str(run), "--rho", ".2"]) == 0
+    assert "rho 0.20, as given" in capsys.readouterr().out
+    assert main(["--model", "noop", *SMALL, "--out", "alike"]) == 0
+    (run,) = (folder / "alike").iterdir()
+    assert main(["power", str(run)]) == 0
+    assert "rho 0.00, for want of seeds that were repeated" in capsys.readouterr().out
+
+
+def test_the_correlation_is_that_of_episodes() -> None:
+    same = arms_of(A="0011" * 5, B="0011" * 5)
+    assert _episode_rho(same["A"], same["B"]) == pytest.approx(1.0)
+    other = arms_of(A="0011" * 5, B="0101" * 5)
+    assert _episode_rho(other["A"], other["B"]) == pytest.approx(0.0)
+    always = arms_of(A="1111", B="0101")
+    assert _episode_rho(always["A"], always["B"]) == 0.0
