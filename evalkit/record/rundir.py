@@ -4,15 +4,16 @@ manifest.json       what was asked, of whom, with what versions
 journal.jsonl       one line per answered call
 trajectories.jsonl  one line per finished episode, in the order in which they finished; once all
                     are played, put into the order of `Key`, the last line of each
-*.csv, report.md    made from the trajectories at the end, in the order of `Key`
+*.csv, report.*     made from the trajectories at the end, in the order of `Key`
 shards/             the shards of a run that is being played by several, until they are merged
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -21,7 +22,7 @@ import orjson
 
 from evalkit.errors import BadConfig, DamagedRun
 from evalkit.record.journal import Appender, read_lines
-from evalkit.record.trajectory import Key, Trajectory
+from evalkit.record.trajectory import UNSCORED, Key, Plain, Trajectory, parsed
 
 MANIFEST_FORMAT = "run/1"
 Raised = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
@@ -130,15 +131,13 @@ class TrajectoryFile:
         self.unscored: dict[Key, int] = {}
         self._lines = 0
         for offset, line in read_lines(path):
-            try:
-                trajectory = Trajectory.from_json(line)
-            except DamagedRun as error:
-                raise DamagedRun(f"{path}, byte {offset}: {error}") from error
-            self._note(trajectory, offset)
+            raw = _placed(path, offset, line)
+            self._note(Key(**raw["key"]), offset, scored=raw["stop_reason"] not in UNSCORED)
 
     def append(self, file: Appender, trajectory: Trajectory) -> None:
         """Write a finished episode."""
-        self._note(trajectory, file.write(trajectory.to_json()))
+        offset = file.write(trajectory.to_json())
+        self._note(trajectory.key, offset, scored=trajectory.scored)
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Read all episodes in the order of `Key`, one at a time."""
@@ -153,6 +152,11 @@ class TrajectoryFile:
             for key, offset in places:
                 file.seek(offset)
                 yield key, file.readline().rstrip(b"\n")
+
+    def leave_out(self, unwanted: Callable[[Key], bool]) -> None:
+        """Forget episodes; `arrange` then takes their lines away."""
+        self.scored = {key: at for key, at in self.scored.items() if not unwanted(key)}
+        self.unscored = {key: at for key, at in self.unscored.items() if not unwanted(key)}
 
     def arrange(self) -> None:
         """Put the file into the order of `Key`, so that equal runs give equal bytes.
@@ -173,13 +177,56 @@ class TrajectoryFile:
         self.scored = {key: moved[key] for key in self.scored}
         self.unscored = {key: moved[key] for key in self.unscored}
 
-    def _note(self, trajectory: Trajectory, offset: int) -> None:
+    def _note(self, key: Key, offset: int, *, scored: bool) -> None:
         self._lines += 1
-        if trajectory.scored:
-            self.unscored.pop(trajectory.key, None)
-            self.scored[trajectory.key] = offset
-        elif trajectory.key not in self.scored:
-            self.unscored[trajectory.key] = offset
+        if scored:
+            self.unscored.pop(key, None)
+            self.scored[key] = offset
+        elif key not in self.scored:
+            self.unscored[key] = offset
+
+
+def episodes(path: Path) -> Iterator[Plain]:
+    """Yield all episodes of a trajectories.jsonl in the order of `Key`, as plain values.
+
+    What is there already in that order, as in every run that came to its end, is read once and
+    not kept.
+
+    Raises:
+        DamagedRun: a line is not a trajectory; says where.
+
+    """
+    if _arranged(path):
+        return (_placed(path, offset, line) for offset, line in read_lines(path))
+    return (parsed(line) for _, line in TrajectoryFile(path).lines())
+
+
+def _arranged(path: Path) -> bool:
+    """Whether each line's key is above the one before, by how lines begin."""
+    before: tuple[int, int, bytes] | None = None
+    for _, line in read_lines(path):
+        match = _BEGIN.match(line)
+        if match is None:
+            return False
+        key = (int(match[1]), int(match[2]), match[3])
+        if before is not None and key <= before:
+            return False
+        before = key
+    return True
+
+
+def _placed(path: Path, offset: int, line: bytes) -> Plain:
+    """Read a line. Raises DamagedRun with its place."""
+    try:
+        return parsed(line)
+    except DamagedRun as error:
+        raise DamagedRun(f"{path}, byte {offset}: {error}") from error
+
+
+_BEGIN = re.compile(
+    rb'\{"format":"trajectory/1","key":\{"env_seed":(-?\d+),"repetition":(\d+),"arm":"([^"\\]*)"\},'
+)
+"""As `Trajectory.to_json` writes it; UTF-8 sorts as the characters do."""
 
 
 class WholeFile:

@@ -27,8 +27,12 @@ class Tally:
     turns: int = 0
     """Calls answered in this session, not counting those read from the journal."""
     started_s: float = field(default_factory=time.monotonic)
+    at_once: int | None = None
+    """Episodes that are played at once for now, where that adapts to the servers."""
     episodes_before: int = 0
     """Episodes that were finished when this session began."""
+    may_stop: bool = False
+    """Whether the total is a budget: the run ends when it is decided."""
 
     @property
     def episodes(self) -> int:

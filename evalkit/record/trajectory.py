@@ -6,9 +6,9 @@ lies in the journal, so that equal runs give equal bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -137,6 +137,10 @@ class Trajectory:
         """One line of trajectories.jsonl, without its newline."""
         return orjson.dumps({"format": FORMAT, **{name: getattr(self, name) for name in _NAMES}})
 
+    def plain(self) -> Plain:
+        """Return it as `parsed` reads it."""
+        return parsed(self.to_json())
+
     @classmethod
     def from_json(cls, line: bytes) -> Trajectory:
         """Read what `to_json` wrote.
@@ -145,20 +149,11 @@ class Trajectory:
             DamagedRun: the line is not a trajectory of this format.
 
         """
-        try:
-            raw = orjson.loads(line)
-            if raw.pop("format") != FORMAT:
-                raise DamagedRun(f"expected format {FORMAT}")
-            return cls._from_dict(raw)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedRun(f"not a {FORMAT} line: {error}") from error
-
-    @classmethod
-    def _from_dict(cls, raw: dict[str, Any]) -> Trajectory:
+        raw = parsed(line)
         failure = raw["failure"]
         return cls(
             key=Key(**raw["key"]),
-            turns=tuple(_turn(turn) for turn in raw["turns"]),
+            turns=tuple([_turn(turn) for turn in raw["turns"]]),
             final_observation=raw["final_observation"],
             success=raw["success"],
             return_=raw["return_"],
@@ -169,12 +164,56 @@ class Trajectory:
         )
 
 
+Plain = dict[str, Any]
+"""A trajectory as its line holds it: by field name, key and turns by theirs, enums as texts.
+
+Making records of the turns takes longer than all else that a table of many episodes needs.
+"""
+
+
+def parsed(line: bytes) -> Plain:
+    """Read what `Trajectory.to_json` wrote, as plain values; see `Plain`.
+
+    Raises:
+        DamagedRun: the line is not a trajectory of this format.
+
+    """
+    try:
+        raw: Plain = orjson.loads(line)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        _check(raw)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRun(f"not a {FORMAT} line: {error}") from error
+    return raw
+
+
+def _check(raw: Plain) -> None:
+    """Raise KeyError, TypeError or ValueError unless every field is there and every word known."""
+    _whole(raw)
+    if raw["key"].keys() != _KEY:
+        raise ValueError(f"expected {', '.join(sorted(_KEY))} as the key")
+    if raw["stop_reason"] not in _STOPS or raw["failure"] not in _FAILURES:
+        raise ValueError("unknown stop_reason or failure")
+    for turn in raw["turns"]:
+        if tuple(turn) != _TURN and turn.keys() != set(_TURN):
+            raise ValueError("a turn has other fields")
+        if turn["outcome"] not in OUTCOMES or turn["memory"] not in MEMORIES:
+            raise ValueError("unknown outcome or memory")
+
+
+def _turn(raw: Plain) -> Turn:
+    raw["outcome"] = OUTCOMES[raw["outcome"]]
+    raw["memory"] = MEMORIES[raw["memory"]]
+    return Turn(**raw)
+
+
 _NAMES = tuple(field.name for field in fields(Trajectory))
-
-
-def _turn(raw: Mapping[str, Any]) -> Turn:
-    values = dict(raw)
-    values["outcome"] = Outcome(values["outcome"])
-    if values["memory"] is not None:
-        values["memory"] = Memory(values["memory"])
-    return Turn(**values)
+_TURN = tuple(field.name for field in fields(Turn))
+_KEY = {field.name for field in fields(Key)}
+OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+MEMORIES: dict[str | None, Memory | None] = {memory.value: memory for memory in Memory}
+MEMORIES[None] = None
+_STOPS = frozenset(StopReason)
+_FAILURES = frozenset({None, *Failure})
+_whole = itemgetter(*_NAMES)

@@ -12,7 +12,7 @@ def replay_lines(trajectory: Trajectory) -> Iterator[str]:
     key = trajectory.key
     yield f"arm {key.arm}, env seed {key.env_seed}, repetition {key.repetition}"
     for turn in trajectory.turns:
-        yield from _turn_lines(turn)
+        yield from turn_lines(turn)
     yield ""
     yield f"     {_indented(trajectory.final_observation)}"
     best = "" if trajectory.optimal_turns is None else f" (oracle: {trajectory.optimal_turns})"
@@ -25,7 +25,8 @@ def replay_lines(trajectory: Trajectory) -> Iterator[str]:
     )
 
 
-def _turn_lines(turn: Turn) -> Iterator[str]:
+def turn_lines(turn: Turn) -> Iterator[str]:
+    """Yield the lines of one turn."""
     yield ""
     yield f"[{turn.turn:>2}] {_indented(turn.observation)}"
     if turn.reasoning:
@@ -39,6 +40,9 @@ def _turn_lines(turn: Turn) -> Iterator[str]:
 
 
 def _indented(text: str) -> str:
-    """Indent a text; a model's control characters are shown, not sent to the terminal."""
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.strip())
-    return shown.replace("\n", "\n     ")
+    return printable(text.strip()).replace("\n", "\n     ")
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal: a model's control characters are shown, not sent to it."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -6,23 +6,24 @@ Everything but performance.csv is a function of the trajectories alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from evalkit.record.chosen import Source
 from evalkit.record.numbers import ArmNumbers, divergent_turns
 from evalkit.record.references import Reference
 from evalkit.record.trajectory import Outcome
-from evalkit.show.summary import (
-    Compared,
-    compare_arms,
-    summary_row,
-)
+from evalkit.show.pairs import Compared, compare_arms, decision_word
+from evalkit.show.qualified import qualifications
+from evalkit.show.sequential import STOPPED_NOTE, Sequential, decisions
+from evalkit.show.summary import pass_rows, summary_row
+from evalkit.show.turns import endings, horizon
 from evalkit.show.verdict import share, verdict
 
 INTERVALS_NOTE = (
-    "Success intervals are Wilson's (clustered by seed where k > 1), those of returns are t. "
-    "Pairs are env seeds that both arms finished."
+    "Success intervals are Blaker's, adjusted (Wilson's, clustered by seed, where k > 1), those of "
+    "returns are t. Pairs are env seeds that both arms finished."
 )
 
 
@@ -38,11 +39,31 @@ class Report:
     references: Mapping[str, Reference]
     numbers: Mapping[str, ArmNumbers]
     pairs: Sequence[tuple[str, str]]
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of pass.csv: none where each seed was played once."""
+    sequential: Sequence[Sequential] = ()
+    """One per pair of arms, where the run was to stop when decided."""
+    unfinished: str = ""
+    """What is not played yet, in a sentence; empty of a run that came to its end."""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """Where the episodes of each arm lie, for who shows some of them."""
 
     @property
     def verdicts(self) -> list[str]:
-        """One line per pair of arms and metric."""
-        return [verdict(compared) for compared in self.compared]
+        """What a run stopped on, and what that saved; then one line per pair of arms and metric."""
+        return [*decisions(self.sequential), *map(verdict, self.of_fixed_size)]
+
+    def word(self, compared: Compared) -> str:
+        """Return a comparison's word in compare.csv; on what ended a run, that of its stop."""
+        asked = (compared.a, compared.b, compared.metric.name)
+        stops = {(each.a, each.b, each.deciding.value): each.word for each in self.sequential}
+        return stops.get(asked) or decision_word(compared)
+
+    @property
+    def of_fixed_size(self) -> list[Compared]:
+        """Comparisons that say how they were decided: none on the metric that ended the run."""
+        stopped_on = {each.deciding.value for each in self.sequential}
+        return [each for each in self.compared if each.metric.name not in stopped_on]
 
 
 def make_report(
@@ -50,21 +71,35 @@ def make_report(
     identities: Mapping[str, Mapping[str, Any]],
     references: Mapping[str, Reference],
     pairs: Sequence[tuple[str, str]] | None = None,
+    margin: float | None = None,
 ) -> Report:
     """Work out what the arms' numbers say; `identities` holds the known columns of each row.
 
     `pairs` are the arms to compare; every two of them, in their order, where it is not given.
+    `margin` is the difference of rates within which arms count as equivalent.
     """
     pairs = list(combinations(numbers, 2)) if pairs is None else pairs
+    ends = {arm: endings(numbers[arm]) for arm in identities}
+    until = horizon(ends.values())
+    tries = {arm: pass_rows(identity, numbers[arm]) for arm, identity in identities.items()}
     summary = [
-        summary_row(identity, numbers[arm], references) for arm, identity in identities.items()
+        summary_row(
+            identity,
+            numbers[arm],
+            references,
+            tries[arm][-1] if tries[arm] else None,
+            until,
+            ends[arm],
+        )
+        for arm, identity in identities.items()
     ]
     first = next(iter(identities.values()))
     return Report(
         run_id=first["run_id"],
         env=first["env"],
         summary=summary,
-        compared=compare_arms(numbers, pairs),
+        compared=compare_arms(numbers, pairs, margin, ends),
+        tries=[row for rows in tries.values() for row in rows],
         pairs=pairs,
         references=references,
         numbers=numbers,
@@ -74,6 +109,8 @@ def make_report(
 def markdown(report: Report) -> str:
     """Write report.md: the verdicts first, then the table, then what qualifies them."""
     lines = [f"# {report.env}: {' against '.join(report.numbers)}", ""]
+    if report.unfinished:
+        lines += [f"**{report.unfinished}**", ""]
     if report.compared:
         lines += [
             f"- **{line}**" if n == 0 else f"- {line}" for n, line in enumerate(report.verdicts)
@@ -155,7 +192,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _notes(report: Report) -> list[str]:
     """Return what a reader must know beside the numbers."""
-    notes = [INTERVALS_NOTE]
+    notes = [INTERVALS_NOTE, *(["", STOPPED_NOTE] if report.sequential else [])]
     for arm, numbers in report.numbers.items():
         counted = ", ".join(
             f"{outcome.value} {numbers.outcomes[outcome]}"
@@ -165,6 +202,8 @@ def _notes(report: Report) -> list[str]:
         notes += ["", f"`{arm}`: {numbers.turns} turns: {counted or 'none'}."]
         if numbers.n_error:
             notes += ["", _error_note(arm, numbers)]
+    for line in qualifications(report.summary, report.numbers, report.of_fixed_size):
+        notes += ["", line]
     notes += _divergence_notes(report)
     return notes
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from evalkit.judge.compare import Decision, PairedTest
-from evalkit.show.summary import Compared, Metric
+from evalkit.judge.equivalence import Equivalence
+from evalkit.show.pairs import Compared, Metric
 
 _TESTS = {PairedTest.MCNEMAR_EXACT: "exact McNemar", PairedTest.SIGN_FLIP: "sign-flip permutation"}
 _POINTS = frozenset({"success", "valid_action_rate"})
@@ -23,6 +24,9 @@ def verdict(compared: Compared) -> str:
         return f"no data: {a} and {b} share no finished seed"
     evidence = f"({', '.join(_evidence(compared))})"
     size = _amount(compared.metric, found.diff)
+    if compared.decision is Decision.EQUIVALENT and compared.tost is not None:
+        within = _amount(compared.metric, compared.tost.margin, signed=False)
+        return f"{a} and {b} are equivalent within ±{within}: {size} {what} {evidence}"
     if compared.decision is Decision.UNDECIDED:
         return f"no decision between {a} and {b}: {size} {what} {evidence}{_outlook(compared)}"
     better = compared.decision is Decision.BETTER
@@ -45,12 +49,22 @@ def _evidence(compared: Compared) -> list[str]:
         facts.append(f"{_TESTS[found.test]} {p_value(found.p)}")
     if compared.p_holm is not None and compared.p_holm != found.p:
         facts.append(f"{p_value(compared.p_holm)} after Holm")
+    asked = compared.decision in (Decision.UNDECIDED, Decision.EQUIVALENT) or compared.within
+    if asked and compared.tost is not None and compared.p_tost_holm is not None:
+        facts.append(_equivalence(compared, compared.tost, compared.p_tost_holm))
     if found.a_only is not None and found.b_only is not None:
         facts.append(
             f"flips: {found.b_only} won only by {compared.b}, {found.a_only} only by {compared.a}"
         )
     facts.append(f"n={found.n_pairs} paired seeds")
     return facts
+
+
+def _equivalence(compared: Compared, tost: Equivalence, p_holm: float) -> str:
+    """Say how sure it is that the difference is smaller than the margin."""
+    margin = _amount(compared.metric, tost.margin, signed=False)
+    corrected = f", {p_value(p_holm)} after Holm" if p_holm != tost.p else ""
+    return f"TOST of ±{margin} {p_value(tost.p)}{corrected}"
 
 
 def _outlook(compared: Compared) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,22 @@ from evalkit.record.references import Reference, load_references, save_reference
 from evalkit.record.tables import (
     EPISODES,
     TURNS,
-    episode_row,
+    csv_line,
+    episode_line,
     read_csv,
     total,
-    turn_rows,
+    turn_lines,
     write_csv,
 )
-from evalkit.record.trajectory import Key, Memory, Outcome, StopReason, Trajectory, Turn
+from evalkit.record.trajectory import (
+    Key,
+    Memory,
+    Outcome,
+    Plain,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 NASTY = 'HTTP 500: "oops", he said,\r\nand\nleft; =1+1 é'
 
@@ -73,9 +83,16 @@ def table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> Path:
     return path / "table.csv"
 
 
-def test_an_episode_as_a_row(tmp_path: Path) -> None:
-    file = table(tmp_path, EPISODES, [episode_row("run", PLAYED), episode_row("run", LOST)])
-    first, second = read_csv(file)
+def told(path: Path, columns: list[str], line: Callable[[str, Plain], str]) -> Path:
+    """Write the lines of both trajectories as a table."""
+    lines = [line("run", played.plain()) for played in (PLAYED, LOST)]
+    text = "".join([csv_line(columns), *lines])
+    (path / "table.csv").write_text(text, encoding="utf-8", newline="")
+    return path / "table.csv"
+
+
+def test_an_episode_as_a_line(tmp_path: Path) -> None:
+    first, second = read_csv(told(tmp_path, EPISODES, episode_line))
     assert first == {
         "format": "episodes/1",
         "run_id": "run",
@@ -114,8 +131,8 @@ def test_an_episode_as_a_row(tmp_path: Path) -> None:
     }
 
 
-def test_turns_as_rows(tmp_path: Path) -> None:
-    rows = read_csv(table(tmp_path, TURNS, list(turn_rows("run", PLAYED))))
+def test_turns_as_lines(tmp_path: Path) -> None:
+    rows = read_csv(told(tmp_path, TURNS, turn_lines))
     assert rows[0] == {
         "format": "turns/1",
         "run_id": "run",
@@ -137,12 +154,11 @@ def test_turns_as_rows(tmp_path: Path) -> None:
         "prompt_digest": "00ff00ff00ff00ff",
         "policy_version": "",
     }
-    assert [row["turn"] for row in rows] == ["0", "1", "2"]
+    assert [row["turn"] for row in rows] == ["0", "1", "2"] * 2
 
 
 def test_pandas_reads_a_table_without_being_told_how(tmp_path: Path) -> None:
-    file = table(tmp_path, EPISODES, [episode_row("run", PLAYED), episode_row("run", LOST)])
-    frame = pd.read_csv(file)
+    frame = pd.read_csv(told(tmp_path, EPISODES, episode_line))
     assert list(frame.columns) == EPISODES
     assert list(frame["scored"]) == [True, False]
     assert list(frame["turns"]) == [3, 3]

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from evalkit.errors import Failure
-from evalkit.judge.compare import Decision
 from evalkit.judge.intervals import bca_bootstrap, wilson, wilson_clustered
-from evalkit.record.numbers import ArmNumbers, divergent_turns, gather
+from evalkit.judge.passk import pass_at_k, pass_hat_k
+from evalkit.judge.proportion import rate_interval
+from evalkit.record.numbers import gather
 from evalkit.record.references import Reference
-from evalkit.record.trajectory import Key, Memory, Outcome, StopReason, Trajectory, Turn
-from evalkit.show.summary import (
-    COMPARE,
-    PAIRED,
-    SUMMARY,
-    Compared,
-    compare_arms,
-    compare_row,
-    paired_rows,
-    summary_row,
-)
+from evalkit.record.testing import lost, played
+from evalkit.record.trajectory import Memory, Outcome, StopReason, Trajectory
+from evalkit.show.summary import PASS, SUMMARY, pass_rows, summary_row
 
 REFERENCES = {
     "random": Reference(
@@ -39,68 +30,14 @@ IDENTITY: dict[str, Any] = {
         "format run_id arm model base_url_host model_fingerprint env env_version env_hash env_args "
         "strategy guided n_seeds k run_seed temperature max_tokens git_sha evalkit_version"
     ).split()
-}
+} | {"usd_per_mtok_in": None, "usd_per_mtok_out": None}
 
 
-def compare_all(numbers: Mapping[str, ArmNumbers]) -> list[Compared]:
-    return compare_arms(numbers, list(combinations(numbers, 2)))
-
-
-def paired_all(run_id: str, numbers: Mapping[str, ArmNumbers]) -> Iterable[dict[str, Any]]:
-    return paired_rows(run_id, numbers, list(combinations(numbers, 2)))
-
-
-def turn(number: int, outcome: Outcome = Outcome.OK, **changes: Any) -> Turn:
-    values: dict[str, Any] = {
-        "turn": number,
-        "observation": "o",
-        "completion": outcome.value,
-        "reasoning": None,
-        "action": "go",
-        "outcome": outcome,
-        "valid": outcome is Outcome.OK,
-        "reward": 0.0,
-        "event": None,
-        "error": None,
-        "memory": None,
-        "finish_reason": "stop",
-        "prompt_tokens": 10,
-        "completion_tokens": 1,
-        "request_seed": 0,
-        "prompt_digest": f"prompt {number}",
-        "policy_version": None,
-    }
-    return Turn(**{**values, **changes})
-
-
-def played(
-    seed: int,
-    arm: str = "A",
-    *,
-    success: bool = False,
-    outcomes: Sequence[Outcome] = (Outcome.OK, Outcome.OK),
-    return_: float | None = None,
-    repetition: int = 0,
-    stop: StopReason = StopReason.TERMINATED,
-    **changes: Any,
-) -> Trajectory:
-    return Trajectory(
-        key=Key(env_seed=seed, repetition=repetition, arm=arm),
-        turns=tuple(turn(number, outcome, **changes) for number, outcome in enumerate(outcomes)),
-        final_observation="",
-        success=success,
-        return_=float(success) if return_ is None else return_,
-        optimal_turns=2,
-        stop_reason=stop,
-    )
-
-
-def lost(seed: int, arm: str = "A", stop: StopReason = StopReason.INFRA_ERROR) -> Trajectory:
-    return played(seed, arm, return_=-9.0, stop=stop)
-
-
-def row(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
-    return summary_row(IDENTITY, gather(trajectories, ["A"])["A"], REFERENCES)
+def row(
+    trajectories: Iterable[Trajectory], until: float | None = None, **known: Any
+) -> dict[str, Any]:
+    numbers = gather(trajectories, ["A"])["A"]
+    return summary_row({**IDENTITY, **known}, numbers, REFERENCES, until=until)
 
 
 def test_a_row_by_hand() -> None:
@@ -113,12 +50,14 @@ def test_a_row_by_hand() -> None:
             played(3, return_=-0.6, outcomes=[Outcome.EMPTY], stop=StopReason.CONTEXT_OVERFLOW),
             lost(4),
             lost(5, stop=StopReason.ENV_ERROR),
-        ]
+        ],
+        until=4.0,
     )
-    interval = wilson(2, 4)
+    interval = rate_interval(2, 4)
     bca = bca_bootstrap([1.1, 1.0, -0.5, -0.6])
     assert (found.pop("return_bca_lo"), found.pop("return_bca_hi")) == (bca.lo, bca.hi)
     close = {name: found.pop(name) for name in ("return_se_cluster", "return_lo", "return_hi")}
+    assert 0.0 < found.pop("steps_rmst_lo") < 10 / 3 < found.pop("steps_rmst_hi") <= 4.0
     assert found == {
         **IDENTITY,
         "n_episodes": 6,
@@ -127,9 +66,10 @@ def test_a_row_by_hand() -> None:
         "success_rate": 0.5,
         "success_lo": interval.lo,
         "success_hi": interval.hi,
-        "ci_method": "wilson",
+        "ci_method": "blaker-adjusted",
         "success_lo_worst": 2 / 6,
         "success_hi_worst": 4 / 6,
+        **dict.fromkeys(PASS[6:]),
         "return_mean": pytest.approx(0.25),
         "norm_score": pytest.approx(0.65 / 1.5),
         "random_success": 0.25,
@@ -137,7 +77,12 @@ def test_a_row_by_hand() -> None:
         "random_return": -0.4,
         "oracle_return": 1.1,
         "spl": (1.0 + 0.5) / 4,
+        "spl_lo": 0.0,
+        "spl_hi": 1.0,  # that of t is 1.14
         "steps_mean": 8 / 4,
+        # 2 turns that nobody ends, then 2 at which 1 of the 3 that were not cut off has succeeded
+        "steps_rmst": pytest.approx(2.0 + 2.0 * 2 / 3),
+        "steps_horizon": 4.0,
         "oracle_steps_mean": 7.0,
         "valid_action_rate": (1 + 2 / 4 + 0 + 0) / 4,
         "parse_fail_rate": 2 / 8,
@@ -146,10 +91,13 @@ def test_a_row_by_hand() -> None:
         "truncated_step_rate": 1 / 4,
         "ctx_overflow_rate": 1 / 4,
         "scratchpad_missing_rate": None,
+        "loop_rate": (1 + 3) / 8,
         "turns": 8,
         "prompt_tokens": 80,
         "completion_tokens": 8,
         "tokens_per_success": 44.0,
+        "cost_usd": None,
+        "cost_per_success": None,
     }
     # t interval of (1.1, 1.0, -0.5, -0.6): standard error sqrt(2.57 / 3 / 4), t(3) = 3.18245
     assert close == pytest.approx(
@@ -214,181 +162,53 @@ def test_notes_and_tokens_that_are_not_known_do_not_count() -> None:
     assert (found["prompt_tokens"], found["tokens_per_success"]) == (0, None)
 
 
-def arms_of(**successes: str) -> dict[str, ArmNumbers]:
-    """Make arms from texts: the n-th character is "1" where seed n succeeds, "." where lost."""
-    return gather(
+def test_a_turn_repeats_what_was_seen_and_done_before() -> None:
+    found = row(
         [
-            lost(seed, arm) if mark == "." else played(seed, arm, success=mark == "1")
-            for arm, marks in successes.items()
-            for seed, mark in enumerate(marks)
-        ],
-        successes,
+            played(0, observation="a", action="go"),
+            played(1, observation="a", action=None, outcomes=[Outcome.EMPTY] * 3),
+            played(2, outcomes=[Outcome.OK]),
+        ]
     )
+    assert found["loop_rate"] == (1 + 2 + 0) / 6
 
 
-def test_holm_runs_over_the_pairs_of_one_metric() -> None:
-    compared = compare_all(arms_of(A="0" * 10, B="1" * 10, C="0" + "1" * 9))
-    success = [found for found in compared if found.metric.name == "success"]
-    assert [(c.a, c.b, c.found.p, c.p_holm, c.decision) for c in success] == [
-        ("A", "B", 2 / 1024, 6 / 1024, Decision.BETTER),
-        ("A", "C", 2 / 512, 4 / 512, Decision.BETTER),
-        ("B", "C", 1.0, 1.0, Decision.UNDECIDED),
+def test_prices_give_the_cost_of_a_success() -> None:
+    trajectories = [played(0, success=True), played(1), lost(2)]
+    prices = {"usd_per_mtok_in": 2_000.0, "usd_per_mtok_out": 50_000.0}
+    found = row(trajectories, **prices)
+    assert found["cost_usd"] == pytest.approx(40 * 2e-3 + 4 * 5e-2)
+    assert found["cost_per_success"] == found["cost_usd"]
+    assert row([played(0)], **prices)["cost_per_success"] is None
+    unknown = row([played(0, prompt_tokens=None, completion_tokens=None)], **prices)
+    assert unknown["cost_usd"] is None
+
+
+def test_tries_at_a_seed_are_rows_by_their_number() -> None:
+    trajectories = [
+        played(seed, success=repetition < won, repetition=repetition)
+        for seed, won in enumerate([0, 1, 3, 3])
+        for repetition in range(3)
     ]
-    assert [c.metric.name for c in compared] == [
-        name for name in ("success", "return", "valid_action_rate", "steps") for _ in range(3)
+    numbers = gather(trajectories, ["A"])["A"]
+    rows = pass_rows({**IDENTITY, "k": 3}, numbers)
+    assert [list(found) for found in rows] == [PASS] * 3
+    assert [(found["k"], found["n_seeds"], found["dropped"]) for found in rows] == [
+        (1, 4, 0),
+        (2, 4, 0),
+        (3, 4, 0),
     ]
-
-
-def test_holm_can_take_a_decision_back() -> None:
-    two = compare_all(arms_of(A="0" * 6, B="1" * 6))[0]
-    three = compare_all(arms_of(A="0" * 6, B="1" * 6, C="0" * 6))[0]
-    assert (two.found.p, two.p_holm) == pytest.approx((2 / 64, 2 / 64))
-    assert (three.found.p, three.p_holm) == pytest.approx((2 / 64, 6 / 64))
-    assert (two.decision, three.decision) == (Decision.BETTER, Decision.UNDECIDED)
-
-
-def test_pairs_are_seeds_that_both_arms_finished() -> None:
-    found = compare_all(arms_of(A="01.10", B="0.110"))[0].found
-    assert (found.n_pairs, found.dropped_a, found.dropped_b) == (3, 1, 1)
-
-
-def test_fewer_turns_are_better() -> None:
-    one = [Outcome.OK]
-    numbers = gather(
-        [played(seed, "A", outcomes=one * 4) for seed in range(6)]
-        + [played(seed, "B", outcomes=one) for seed in range(6)],
-        ["A", "B"],
+    assert [found["pass_at_k"] for found in rows] == pytest.approx(
+        [7 / 12, (0 + 2 / 3 + 2) / 4, 3 / 4]
     )
-    steps = compare_all(numbers)[-1]
-    assert (steps.metric.name, steps.found.diff, steps.decision) == (
-        "steps",
-        -3.0,
-        Decision.BETTER,
-    )
-
-
-def test_a_comparison_as_a_row() -> None:
-    compared = compare_all(arms_of(A="0011", B="0111"))[0]
-    found = compare_row("run", "key_door", "NO_HISTORY", compared)
-    assert sorted(found) == sorted(COMPARE)
-    assert {name: found[name] for name in COMPARE[:14]} == {
-        "format": "compare/1",
-        "run_id": "run",
-        "a": "A",
-        "b": "B",
-        "env": "key_door",
-        "strategy": "NO_HISTORY",
-        "metric": "success",
-        "slice": "all",
-        "n_pairs": 4,
-        "dropped_a": 0,
-        "dropped_b": 0,
-        "mean_a": 0.5,
-        "mean_b": 0.75,
-        "diff": 0.25,
-    }
-    assert {name: found[name] for name in ("both", "a_only", "b_only", "neither", "verdict")} == {
-        "both": 2,
-        "a_only": 0,
-        "b_only": 1,
-        "neither": 1,
-        "verdict": "undecided",
-    }
-    assert (found["test"], found["ci_method"], found["p_holm"]) == ("mcnemar-exact", "tango", 1.0)
-
-
-def test_pairs_as_rows() -> None:
-    other = [Outcome.OK, Outcome.ILLEGAL]
-    numbers = gather(
-        [
-            played(3, "A", success=True, return_=1.1),
-            played(3, "B", return_=-0.5, outcomes=other),
-            played(1, "A"),
-            played(1, "B"),
-            played(2, "A"),
-            lost(2, "B"),
-        ],
-        ["A", "B"],
-    )
-    rows = list(paired_all("run", numbers))
-    assert [list(found) for found in rows] == [PAIRED, PAIRED]
-    same: dict[str, Any] = {"format": "paired/1", "run_id": "run", "a": "A", "b": "B"}
-    assert rows == [
-        {
-            **same,
-            "env_seed": 1,
-            "success_a": 0.0,
-            "success_b": 0.0,
-            "return_a": 0.0,
-            "return_b": 0.0,
-            "steps_a": 2.0,
-            "steps_b": 2.0,
-            "valid_a": 1.0,
-            "valid_b": 1.0,
-            "diff": 0.0,
-            "flip": "",
-            "first_divergent_turn": None,
-        },
-        {
-            **same,
-            "env_seed": 3,
-            "success_a": 1.0,
-            "success_b": 0.0,
-            "return_a": 1.1,
-            "return_b": -0.5,
-            "steps_a": 2.0,
-            "steps_b": 2.0,
-            "valid_a": 1.0,
-            "valid_b": 0.5,
-            "diff": -1.0,
-            "flip": "a_only",
-            "first_divergent_turn": 1,
-        },
-    ]
-
-
-def test_repetitions_of_a_pair_are_averaged_and_the_earliest_difference_counts() -> None:
-    late, early = [Outcome.OK, Outcome.ILLEGAL], [Outcome.ILLEGAL, Outcome.OK]
-    numbers = gather(
-        [
-            played(0, "A", success=True),
-            played(0, "A", repetition=1),
-            played(0, "B", success=True, outcomes=late),
-            played(0, "B", repetition=1, success=True, outcomes=early),
-        ],
-        ["A", "B"],
-    )
-    (found,) = paired_all("run", numbers)
-    assert (found["success_a"], found["success_b"], found["diff"]) == (0.5, 1.0, 0.5)
-    assert (found["flip"], found["first_divergent_turn"]) == ("b_only", 0)
-    compared = compare_all(numbers)[0]
-    assert (compared.found.n_pairs, compared.found.b_only) == (1, None)
-
-
-def test_a_trace_that_ends_earlier_differs_at_its_end() -> None:
-    numbers = gather([played(0, "A"), played(0, "B", outcomes=[Outcome.OK] * 3)], ["A", "B"])
-    assert divergent_turns(numbers["A"], numbers["B"]) == [(0, 0, 2)]
-
-
-def test_many_pairs_take_no_time() -> None:
-    numbers = gather(
-        [played(seed, arm, outcomes=[Outcome.OK]) for arm in "AB" for seed in range(5_000)],
-        ["A", "B"],
-    )
-    assert len(list(paired_all("run", numbers))) == 5_000
-
-
-def test_three_arms_give_three_pairs_of_rows() -> None:
-    rows = list(paired_all("run", arms_of(A="01", B="01", C="01")))
-    assert [(found["a"], found["b"], found["env_seed"]) for found in rows] == [
-        ("A", "B", 0),
-        ("A", "B", 1),
-        ("A", "C", 0),
-        ("A", "C", 1),
-        ("B", "C", 0),
-        ("B", "C", 1),
-    ]
-
-
-def test_a_failure_is_no_outcome_of_a_turn() -> None:
-    assert {failure.value for failure in Failure}.isdisjoint(outcome.value for outcome in Outcome)
+    assert [found["pass_hat_k"] for found in rows] == pytest.approx([7 / 12, 0.5, 0.5])
+    for name, estimate in (
+        ("pass_at_k", pass_at_k([0, 1, 3, 3], [3] * 4, 2)),
+        ("pass_hat_k", pass_hat_k([0, 1, 3, 3], [3] * 4, 2)),
+    ):
+        assert estimate.interval is not None
+        bounds = (estimate.interval.lo, estimate.interval.hi)
+        assert (rows[1][f"{name}_lo"], rows[1][f"{name}_hi"]) == bounds
+    whole = summary_row({**IDENTITY, "k": 3}, numbers, REFERENCES, rows[-1])
+    assert {name: whole[name] for name in PASS[6:]} == {name: rows[-1][name] for name in PASS[6:]}
+    assert pass_rows({**IDENTITY, "k": 1}, numbers) == []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from evalkit.judge.compare import compare, decide
-from evalkit.show.summary import METRICS, Compared, Metric
+from evalkit.judge.compare import Decision, compare, decide
+from evalkit.record.testing import arms_of
+from evalkit.show.pairs import METRICS, Compared, Metric, compare_arms
 from evalkit.show.verdict import p_value, share, verdict
 
 METRIC = {metric.name: metric for metric in METRICS}
@@ -103,6 +104,34 @@ SENTENCES = {
         ),
     ),
 }
+
+
+def test_arms_within_the_margin_are_equivalent() -> None:
+    marks = "01" * 150
+    pair = arms_of(base=marks, tuned=marks)
+    success, _, valid, _ = compare_arms(pair, [("base", "tuned")], margin=0.02)
+    assert verdict(success) == (
+        "base and tuned are equivalent within ±2.0 points: +0.0 points success (95 % CI "
+        "-1.3..+1.3, exact McNemar p=1.000, TOST of ±2.0 points p=.007, flips: 0 won only by "
+        "tuned, 0 only by base, n=300 paired seeds)"
+    )
+    assert verdict(valid).startswith("base and tuned are equivalent within ±2.0 points: +0.0 point")
+
+
+def test_a_difference_that_does_not_matter_is_still_a_difference() -> None:
+    pair = arms_of(base="0" * 9 + "1" * 991, tuned="1" * 1_000)
+    success = compare_arms(pair, [("base", "tuned")], margin=0.05)[0]
+    assert success.decision is Decision.BETTER
+    assert "TOST of ±5.0 points p<.001" in verdict(success)
+    wide = compare_arms(pair, [("base", "tuned")], margin=0.001)[0]
+    assert "TOST" not in verdict(wide)
+
+
+def test_a_margin_that_is_not_shown_is_said() -> None:
+    pair = [arms_of(A="01" * 60, B="01" * 60, C="01" * 60)]
+    three = compare_arms(pair[0], [("A", "B"), ("A", "C"), ("B", "C")], margin=0.03)
+    assert verdict(three[0]).startswith("no decision between A and B: +0.0 points success")
+    assert "TOST of ±3.0 points p=.027, p=.081 after Holm" in verdict(three[0])
 
 
 @pytest.mark.parametrize("case", SENTENCES)
