@@ -19,12 +19,15 @@ examples:
   python -m evalkit --model URL --env key_door --strategy NO_HISTORY,SCRATCHPAD
   python -m evalkit --model A=URL#base --model B=URL#trained --env tic_tac_toe
   python -m evalkit --model oracle --env key_door --env-arg size=5
+  python -m evalkit --model A=URL --model B=URL --env key_door --stop decided --margin .02
+  python -m evalkit --model URL --env key_door --strategy all --size 3,4,5,7
 
   python -m evalkit --model URL --env key_door -n 1000 --procs 4
   python -m evalkit --model URL --env key_door -n 1000 --target modal --shards 8
   python -m evalkit --model URL --env key_door -n 1000 --shard 2/8
 
-commands: resume, merge, replay, compare, check-env, envs (each with --help)
+commands: resume, merge, report, replay, fork, debug, compare, power, check-stats, check-env, envs,
+  view, leaderboard, export, import, watch (each with --help)
 """
 
 
@@ -47,14 +50,16 @@ def run_parser() -> Parser:
         allow_abbrev=False,
     )
     _add_task(parser)
-    _add_sampling(parser)
+    _add_seeds(parser)
+    add_sampling(parser)
+    _add_stop(parser)
     add_limits(parser)
     _add_places(parser)
     return parser
 
 
 def _add_task(parser: Parser) -> None:
-    """Add who plays what, on which seeds."""
+    """Add who plays what."""
     add = parser.add_argument
     add("--config", metavar="FILE", help="YAML with any of these settings; the command line wins")
     add(
@@ -66,11 +71,18 @@ def _add_task(parser: Parser) -> None:
     add("--env", help="key_door, tic_tac_toe, pkg.module:Class or path/to/file.py:Class")
     add("--env-arg", action="append", metavar="NAME=VALUE", help="parameter of the env")
     add(
+        "--sweep",
+        action="append",
+        metavar="NAME=V,V",
+        help="values of a parameter of the env to try one by one: a run each, and a matrix",
+    )
+    add("--size", metavar="N[,N]", help="the env's size; several are --sweep size=N,N")
+    add(
         "--strategy",
         action="append",
         metavar="NAME[,NAME]",
         help="NO_HISTORY, FULL_HISTORY, SCRATCHPAD, OPTIMAL_SCRATCHPAD, WINDOW(k), SUMMARY(k); "
-        "several are arms",
+        "several are arms, and so are all of them: all",
     )
     add(
         "--guided",
@@ -79,6 +91,11 @@ def _add_task(parser: Parser) -> None:
         metavar="on|off|off,on",
         help="the server may only answer in the env's format; off,on plays both as arms",
     )
+
+
+def _add_seeds(parser: Parser) -> None:
+    """Add how often it is played, and what becomes of it."""
+    add = parser.add_argument
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument(
         "-n",
@@ -89,11 +106,50 @@ def _add_task(parser: Parser) -> None:
         help="env seeds 0 to N-1 (default 100)",
     )
     seeds.add_argument("--seeds", metavar="A:B", help="env seeds A to B-1, or a comma list")
+    seeds.add_argument(
+        "--max-seeds",
+        type=int,
+        metavar="N",
+        help="with --stop: env seeds 0 to N-1 at most (default 2000)",
+    )
     add("-k", type=int, help="repetitions of every seed (default 1)")
     add("--out", metavar="DIR", help="where DIR/<run_id>/ is made (default results)")
+    add("--wandb", metavar="PROJECT", help="log the summary to Weights & Biases")
+    add(
+        "--price",
+        action="append",
+        metavar="[LABEL=]IN,OUT",
+        help="$ per million tokens, of prompts and of completions: gives the cost of each success",
+    )
 
 
-def _add_sampling(parser: Parser) -> None:
+def _add_stop(parser: Parser) -> None:
+    """Add when a comparison of arms stops before its seeds are used up."""
+    add = parser.add_argument
+    add(
+        "--stop",
+        choices=("decided",),
+        help="look after every seed, and stop when all pairs of arms are decided",
+    )
+    add(
+        "--stop-on",
+        metavar="METRIC",
+        help="what decides: success (default), valid_action_rate, or return with --span",
+    )
+    add("--alpha", type=float, help="with --stop: chance of a false decision (default .05)")
+    add(
+        "--margin",
+        type=float,
+        help="arms whose rates differ by less are equivalent, .02 is 2 points (default: none)",
+    )
+    add(
+        "--span",
+        type=float,
+        help="with --stop-on return: the highest return less the lowest that there can be",
+    )
+
+
+def add_sampling(parser: Parser) -> None:
     """Add how the model is asked."""
     add = parser.add_argument
     add("--temperature", type=optional_float, help="default 0.1; 'none' leaves it to the server")
@@ -111,7 +167,13 @@ def _add_sampling(parser: Parser) -> None:
 def add_limits(parser: Parser) -> None:
     """Add what cannot change a result."""
     add = parser.add_argument
-    add("-c", "--concurrency", type=int, metavar="C", help="episodes at once (default 64)")
+    add(
+        "-c",
+        "--concurrency",
+        type=number_or_auto,
+        metavar="C|auto",
+        help="episodes at once (default 64); auto finds what each server answers fastest",
+    )
     add(
         "--api-key-env",
         action="append",
@@ -181,6 +243,33 @@ def settings(typed: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def sweep_of(typed: dict[str, Any]) -> dict[str, list[Any]]:
+    """Take what shall be swept out of what was typed, and a single size as parameter of the env.
+
+    Raises:
+        BadConfig: a parameter is named twice, or has no values, or one twice.
+
+    """
+    texts = typed.pop("sweep", [])
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    size = typed.pop("size", None)
+    if size is not None and "," in str(size):
+        texts.append(f"size={size}")
+    elif size is not None:
+        given = typed.get("env_arg", [])
+        typed["env_arg"] = [*([given] if isinstance(given, str) else given), f"size={size}"]
+    sweep: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        parts = [part.strip() for part in values.split(",")]
+        if not equals or not name.isidentifier() or not all(parts):
+            raise BadConfig(f"--sweep is NAME=VALUE,VALUE, not {text!r}")
+        if name in sweep or len(set(parts)) != len(parts):
+            raise BadConfig(f"--sweep {text!r}: a parameter once, and each value once")
+        sweep[name] = [env_args([f"{name}={part}"])[name] for part in parts]
+    return sweep
+
+
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Lay settings over others; parameters of the env one by one."""
     values = {**base, **over}
@@ -210,6 +299,14 @@ def optional_float(text: str) -> float | None:
         return None if text.lower() == "none" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number or none, not {text!r}") from None
+
+
+def number_or_auto(text: str) -> int | str:
+    """Read a whole number, or "auto"."""
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number or auto, not {text!r}") from None
 
 
 def optional_int(text: str) -> int | None:

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from envs import BadEnvParams, TextEnv, UnknownEnv, env_class, make
+from envs import BadEnvParams, TextEnv, UnknownEnv, digest, env_class, env_id, make
 from evalkit.config import RunConfig
 from evalkit.connect import Connected, connect, require_playable
 from evalkit.errors import BadConfig
+from evalkit.play.gate import Gate
+from evalkit.play.gauges import watched
 from evalkit.play.policy import Policy
 from evalkit.play.rollout import Arm
 from evalkit.play.strategies import parse_strategy
@@ -40,20 +42,38 @@ async def open_arms(
     require_playable(specs, config, own=own is not None)
     async with AsyncExitStack() as stack:
         connected: dict[str, Connected] = {}
+        gates: dict[str, Gate] = {}
         for label, spec in specs:
-            found = await _connected(label, spec, config, own)
+            gate = await stack.enter_async_context(_gate(label, spec, config, gates))
+            found = await _connected(label, spec, config, own, gate)
             if own is None:  # a policy of the caller's is the caller's to close
                 await stack.enter_async_context(found.policy)
             connected[label] = found
         yield _arms(config, specs, connected, make_env, run_id), connected
 
 
+@asynccontextmanager
+async def _gate(
+    label: str, spec: ModelSpec, config: RunConfig, gates: dict[str, Gate]
+) -> AsyncIterator[Gate | None]:
+    """Give a model the gate of its server, where concurrency adapts: models may share it."""
+    if config.concurrency != "auto" or not spec.is_url:
+        yield None
+    elif spec.target in gates:
+        yield gates[spec.target]
+    else:
+        gate = gates[spec.target] = Gate()
+        key = config.api_key(label)
+        async with watched(gate, spec.target, {"Authorization": f"Bearer {key}"} if key else {}):
+            yield gate
+
+
 async def _connected(
-    label: str, spec: ModelSpec, config: RunConfig, own: Policy | None
+    label: str, spec: ModelSpec, config: RunConfig, own: Policy | None, gate: Gate | None
 ) -> Connected:
     if own is not None:
         return Connected(policy=own, model=type(own).__qualname__)
-    return await connect(label, spec, config)
+    return await connect(label, spec, config, gate)
 
 
 def _arms(
@@ -90,6 +110,11 @@ def arm_name(config: RunConfig, label: str, strategy: str, *, guided: bool) -> s
     if len(config.guided) > 1:
         parts.append("guided" if guided else "free")
     return ".".join(parts) or label
+
+
+def run_id_of(config: RunConfig, env: TextEnv) -> str:
+    """Name a run by its env and by everything that can change a trajectory."""
+    return f"{slug(env_id(env))}-{config.digest(digest(env))}"
 
 
 def slug(text: str) -> str:

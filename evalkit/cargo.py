@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import evalkit
 from envs.registry import SHIPPED
-from evalkit.config import RunConfig
+from evalkit.config import Concurrency, RunConfig
 from evalkit.environment import for_children
 from evalkit.errors import BadConfig, RunFailed
 from evalkit.processes import GRACE_S, end, last_words, resume_command, spawn
@@ -44,7 +44,7 @@ class Job:
     """Its folder's name."""
     kept: str
     """Where it is kept, below the volume."""
-    concurrency: int
+    concurrency: Concurrency
     options: tuple[str, ...]
 
 

@@ -25,8 +25,9 @@ from evalkit.arguments import (
     merged,
     run_parser,
     settings,
+    sweep_of,
 )
-from evalkit.commands.ends import awaited, played
+from evalkit.commands.ends import awaited, matrix_played, played
 from evalkit.errors import BadConfig, EvalkitError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run_command(words: Sequence[str], containers: Containers | None = None) -> i
         return 2
     typed = vars(parser.parse_args(words))
     place = Place.taken_from(typed, there=containers is not None)
+    sweep = sweep_of(typed)
     from evalkit.config import RunConfig, load_yaml  # noqa: PLC0415
     from evalkit.environment import load_env_file  # noqa: PLC0415
 
@@ -82,6 +84,15 @@ def run_command(words: Sequence[str], containers: Containers | None = None) -> i
         if required not in values:
             raise BadConfig(f"--{required} is missing (see --help)")
     config = RunConfig.read(values, file or "command line")
+    if sweep:
+        place.require_here("a sweep")
+        if config.stop is not None:
+            raise BadConfig("a sweep plays all of its seeds: leave --stop away")
+        from evalkit.matrix import start_matrix  # noqa: PLC0415
+
+        return matrix_played(start_matrix(config, sweep, show=sys.stderr))
+    if config.stop is not None:
+        place.require_here("--stop")
     if place.target == "modal" and containers is None:
         return _through_modal("evaluate", words, detach=place.detach)
     from evalkit.record.shard import Shard  # noqa: PLC0415
@@ -128,6 +139,16 @@ class Place:
             raise BadConfig("--shards, --secret and --detach need --target modal")
         return place
 
+    def require_here(self, what: str) -> None:
+        """Refuse what is not played in this one process.
+
+        Raises:
+            BadConfig: it is asked for elsewhere, or in parts.
+
+        """
+        if self.procs is not None or self.shard is not None or self.target == "modal":
+            raise BadConfig(f"{what} takes neither --procs, --shard nor --target modal")
+
     def fleet(self, containers: Containers | None) -> Fleet:
         """Return what plays the shards: `containers`, or else processes."""
         if containers is not None:
@@ -160,7 +181,13 @@ def resume_command(words: Sequence[str], containers: Containers | None = None) -
     from evalkit.record.rundir import RunDir  # noqa: PLC0415
 
     load_env_file(Path(".env"))
-    rundir = RunDir.open(typed.pop("run"))
+    path = typed.pop("run")
+    if (path / "matrix.json").is_file():
+        place.require_here("a sweep")
+        from evalkit.matrix import resume_matrix  # noqa: PLC0415
+
+        return matrix_played(resume_matrix(path, show=sys.stderr, **typed))
+    rundir = RunDir.open(path)
     manifest = rundir.manifest()
     if not rundir.shards_path.exists() and manifest.get("shard") is None:
         from evalkit.run import resume  # noqa: PLC0415
@@ -181,9 +208,19 @@ def resume_command(words: Sequence[str], containers: Containers | None = None) -
 COMMANDS = {
     "merge": "evalkit.commands.merge",
     "replay": "evalkit.commands.replay",
+    "fork": "evalkit.commands.fork",
+    "debug": "evalkit.commands.debug",
+    "report": "evalkit.commands.report",
     "compare": "evalkit.commands.compare",
+    "power": "evalkit.commands.power",
+    "check-stats": "evalkit.commands.check_stats",
     "check-env": "evalkit.commands.check_env",
     "envs": "evalkit.commands.envs",
+    "view": "evalkit.commands.view",
+    "leaderboard": "evalkit.commands.leaderboard",
+    "export": "evalkit.commands.export",
+    "import": "evalkit.commands.import_",
+    "watch": "evalkit.commands.watch",
 }
 """Where each command lives: a module with `command(words)`, imported when it is typed."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import orjson
 import yaml
@@ -26,21 +26,38 @@ from pydantic import (
 
 from evalkit.environment import variable
 from evalkit.errors import BadConfig
-from evalkit.play.strategies import parse_strategy
-from evalkit.specs import BASELINES, ModelSpec, parse_model, parse_seeds
+from evalkit.judge.deciding import Deciding
+from evalkit.judge.sequential import StoppingRule
+from evalkit.play.strategies import ALL_STRATEGIES, parse_strategy
+from evalkit.specs import BASELINES, MAX_SEEDS, ModelSpec, parse_model, parse_price, parse_seeds
 
 RESERVED = (
     *("messages", "model", "n", "seed", "stream"),
     *("temperature", "top_p", "max_tokens", "structured_outputs"),
 )
 """Fields of a request that evalkit decides, or that have a setting of their own."""
-INCIDENTAL = ("concurrency", "out", "timeout_s", "wait_s", "attempts", "api_key_env")
+INCIDENTAL = (
+    *("concurrency", "out", "timeout_s", "wait_s", "attempts", "api_key_env", "price"),
+    "wandb",
+)
 """Settings that cannot change a trajectory; they are left out of the config's digest."""
+STOPPING = ("stop_on", "alpha", "margin", "span")
+"""Settings of `stop`; without it only the margin means something, and changes no trajectory."""
+AUTO = "auto"
+"""As `concurrency`: what each server turns out to like best."""
+AT_ONCE = 64
+"""Episodes at once where nothing is said, and under `auto` where no server is asked."""
+BUDGET_SEEDS = 2_000
+"""Seeds that a run with `stop` may take where nothing is said."""
 
 
 def _strategies(value: object) -> tuple[str, ...]:
     texts = _texts(value)
     parts = [part for text in texts for part in re.split(r",(?![^(]*\))", text)]
+    if any(part.strip().lower() == "all" for part in parts):
+        if len(parts) > 1:
+            raise ValueError("all is every strategy: name no others beside it")
+        parts = list(ALL_STRATEGIES)
     names = tuple(str(parse_strategy(part)) for part in parts)
     if len(set(names)) != len(names):
         raise ValueError(f"a strategy is named twice: {', '.join(names)}")
@@ -80,6 +97,29 @@ def _extra_body(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _deciding(value: object) -> Deciding | None:
+    if value is None:
+        return None
+    for deciding in Deciding:
+        if value == deciding:
+            return deciding
+    raise ValueError(f"expected one of {', '.join(Deciding)}, not {value!r}")
+
+
+def _prices(value: object) -> tuple[str, ...]:
+    texts = _texts(value)
+    labels = [parse_price(text)[0] for text in texts]
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"one price for each model, or one for all: not {', '.join(texts)}")
+    return texts
+
+
+def _concurrency(value: object) -> object:
+    if value == AUTO or (type(value) is int and 1 <= value <= 10_000):
+        return value
+    raise ValueError(f"expected {AUTO} or a whole number from 1 to 10000, not {value!r}")
+
+
 def _path(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
@@ -89,6 +129,10 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
         raise ValueError(f"expected a text or a list of texts, not {value!r}")
     return tuple(values)
+
+
+Concurrency = int | Literal["auto"]
+"""Episodes at once."""
 
 
 class RunConfig(BaseModel):
@@ -109,12 +153,19 @@ class RunConfig(BaseModel):
     extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body)] = Field(default_factory=dict)
     keep_reasoning: bool = False
     run_seed: int = Field(default=0, ge=0)
-    concurrency: int = Field(default=64, ge=1, le=10_000)
+    stop: Literal["decided"] | None = None
+    stop_on: Annotated[Deciding | None, BeforeValidator(_deciding)] = None
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    margin: float | None = Field(default=None, gt=0)
+    span: float | None = Field(default=None, gt=0)
+    concurrency: Annotated[Concurrency, BeforeValidator(_concurrency)] = AT_ONCE
     attempts: int = Field(default=6, ge=1)
     timeout_s: float = Field(default=120.0, gt=0)
     wait_s: float | None = Field(default=None, ge=0)
     api_key_env: Annotated[tuple[str, ...], BeforeValidator(_texts)] = ()
+    price: Annotated[tuple[str, ...], BeforeValidator(_prices)] = ()
     out: Annotated[str, BeforeValidator(_path)] = "results"
+    wandb: str | None = Field(default=None, min_length=1)
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: str = "config") -> RunConfig:
@@ -134,18 +185,65 @@ class RunConfig(BaseModel):
             raise BadConfig(f"{source}: a setting cannot be written as JSON: {error}") from error
         return config
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stop_has_a_budget(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read `max_seeds` as the seeds 0 to max_seeds - 1, and fill in what `stop` leaves open."""
+        kept = {key: value for key, value in values.items() if key != "max_seeds"}
+        most = values.get("max_seeds")
+        stops = kept.get("stop") is not None
+        if most is not None and not stops:
+            raise ValueError("max_seeds needs stop: decided")
+        if most is not None and "seeds" in kept:
+            raise ValueError("max_seeds and seeds (or n) both say which seeds there are: give one")
+        if most is not None and not (type(most) is int and 1 <= most <= MAX_SEEDS):
+            raise ValueError(f"max_seeds is a whole number from 1 to {MAX_SEEDS}, not {most!r}")
+        if not stops:
+            return kept
+        defaults = {"seeds": list(range(most or BUDGET_SEEDS)), "alpha": 0.05, "stop_on": "success"}
+        given = {key: value for key, value in kept.items() if value is not None}
+        whole = {**kept, **{key: value for key, value in defaults.items() if key not in given}}
+        if whole["stop_on"] != Deciding.RETURN and whole.get("span") is None:
+            whole["span"] = 1.0
+        return whole
+
+    @model_validator(mode="after")
+    def _stop_is_whole(self) -> Self:
+        if self.stop is None:
+            if self.margin is not None and self.margin >= 1.0:
+                raise ValueError(f"margin is a difference of rates, below 1, not {self.margin}")
+            given = [name for name in STOPPING if getattr(self, name) is not None]
+            stray = [name for name in given if name != "margin"]
+            if stray:
+                raise ValueError(f"{stray[0]} needs stop: decided")
+            return self
+        arms = len(self.model) * len(self.strategy) * len(self.guided)
+        if arms < 2:
+            raise ValueError("stop: decided needs two arms or more: models, strategies or guided")
+        if self.stop_on is Deciding.RETURN and self.span is None:
+            raise ValueError(
+                "stop_on: return needs span, the highest return less the lowest that there can be"
+            )
+        if self.stop_on is not Deciding.RETURN and self.span != 1.0:
+            raise ValueError(f"span is only for stop_on: return; {self.stop_on} lies in 0..1")
+        self.stopping_rule()
+        return self
+
     @model_validator(mode="after")
     def _keys_have_models(self) -> Self:
         labels = [label for label, _ in self.models()]
-        named = [text.partition("=")[0] for text in self.api_key_env if "=" in text]
-        stray = [label for label in named if label not in labels]
-        if stray:
-            raise ValueError(f"api_key_env: no model {stray[0]!r}; there are {', '.join(labels)}")
+        for setting, texts in (("api_key_env", self.api_key_env), ("price", self.price)):
+            named = [text.partition("=")[0] for text in texts if "=" in text]
+            stray = [label for label in named if label not in labels]
+            if stray:
+                raise ValueError(f"{setting}: no model {stray[0]!r}; there are {', '.join(labels)}")
         return self
 
     def digest(self, env_digest: str) -> str:
         """Name what is run: 8 hexadecimal digits over everything that can change a trajectory."""
-        kept = {k: v for k, v in self.model_dump(mode="json").items() if k not in INCIDENTAL}
+        absent = ("stop", *STOPPING) if self.stop is None else ()
+        dumped = self.model_dump(mode="json")
+        kept = {k: v for k, v in dumped.items() if k not in INCIDENTAL and k not in absent}
         scripts = [_script_digest(spec) for _, spec in self.models()]
         described = orjson.dumps([kept, env_digest, scripts], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(described).hexdigest()[:8]
@@ -160,6 +258,15 @@ class RunConfig(BaseModel):
         letters = (letter for letter in ascii_uppercase if letter not in taken)
         return [(spec.label or spec.baseline or next(letters), spec) for spec in specs]
 
+    def stopping_rule(self) -> StoppingRule:
+        """Return when the comparison of all arms stops. Raises ValueError for a margin too wide."""
+        return StoppingRule(alpha=self.alpha or 0.05, margin=self.margin, span=self.span or 1.0)
+
+    @property
+    def at_once(self) -> int:
+        """Episodes at once where no server's limit adapts."""
+        return AT_ONCE if self.concurrency == "auto" else self.concurrency
+
     @property
     def patience_s(self) -> float:
         """How long a server may be away or starting, in seconds: five minutes if nothing is said.
@@ -167,6 +274,11 @@ class RunConfig(BaseModel):
         Only a wait that was asked for also covers a server that is not there when the run begins.
         """
         return 300.0 if self.wait_s is None else self.wait_s
+
+    def price_of(self, label: str) -> tuple[float, float] | None:
+        """Return what a model's tokens cost, in and out, in $ per million; None where not said."""
+        prices = {name: (of_in, of_out) for name, of_in, of_out in map(parse_price, self.price)}
+        return prices.get(label, prices.get(None))
 
     def api_key(self, label: str) -> str | None:
         """Read the API key for a model from the environment variable named for it.

@@ -24,6 +24,7 @@ from evalkit.play.baselines import (
 )
 from evalkit.play.calls import error_message
 from evalkit.play.chat import ChatPolicy, Sampling
+from evalkit.play.gate import Gate
 from evalkit.play.limits import Patience, RetryLimits
 from evalkit.play.policy import Policy
 from evalkit.play.proxied import open_transport
@@ -55,8 +56,10 @@ class Connected:
         }
 
 
-async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
-    """Make the policy of `spec`.
+async def connect(
+    label: str, spec: ModelSpec, config: RunConfig, gate: Gate | None = None
+) -> Connected:
+    """Make the policy of `spec`, whose calls go through `gate` if there is one.
 
     Raises:
         UsageError: no server there, a wrong key, a wrong name; one line that says which.
@@ -84,6 +87,7 @@ async def connect(label: str, spec: ModelSpec, config: RunConfig) -> Connected:
         model=name,
         sampling=sampling(config),
         patience=patience,
+        gate=gate,
     )
     return Connected(
         policy=policy,

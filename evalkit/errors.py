@@ -8,6 +8,7 @@
     │   └── UnknownModel    the server does not have that model
     ├── RunFailed           the run stopped and can be resumed (exit code 1)
     │   ├── ServerLost      the server was away for longer than the run may wait
+    │   ├── ReplayDiffers   a recorded episode does not play the same again
     │   └── DamagedRun      a file of the run directory is not what was written
     └── CallFailed          one call to a policy failed: data of its episode, not a crash
         └── ContextOverflow the prompt no longer fits the model's context
@@ -50,6 +51,10 @@ class RunFailed(EvalkitError):
 
 class ServerLost(RunFailed):
     """The server was away for longer than the run may wait."""
+
+
+class ReplayDiffers(RunFailed):
+    """A recorded episode does not play the same again: its env or its prompts are others."""
 
 
 class DamagedRun(RunFailed):

@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from envs import TextEnv, digest, env_id
-from evalkit.config import RunConfig
-from evalkit.connect import Connected, sampling
-from evalkit.play.rollout import Arm
 from evalkit.record.references import Reference
+
+if TYPE_CHECKING:  # those who only read a manifest need nothing that connects
+    from evalkit.config import RunConfig
+    from evalkit.connect import Connected
+    from evalkit.play.rollout import Arm
 
 
 def describe(
@@ -43,7 +45,7 @@ def describe(
         },
         "policy": own,
         "arms": [_describe_arm(arm, config, connected, env) for arm in arms],
-        "evalkit_version": _package_version(),
+        "evalkit_version": package_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_sha": _git_sha(),
@@ -55,19 +57,24 @@ def describe(
 def _describe_arm(
     arm: Arm, config: RunConfig, connected: Mapping[str, Connected], env: TextEnv
 ) -> dict[str, Any]:
-    found = next(found for found in connected.values() if found.policy is arm.policy)
+    label, found = next(
+        (label, found) for label, found in connected.items() if found.policy is arm.policy
+    )
     return {
         "name": arm.name,
         "strategy": str(arm.strategy),
         "guided": arm.guided,
         "host": found.host,
         **found.described(),
+        "usd_per_mtok": config.price_of(label),
         "request": _request(arm, found.model, config, env),
     }
 
 
 def _request(arm: Arm, model: str, config: RunConfig, env: TextEnv) -> dict[str, Any]:
     """Return the fields that every request of an arm carries beside messages and seed."""
+    from evalkit.connect import sampling  # noqa: PLC0415
+
     fields = {"model": model, **sampling(config).fields()}
     if arm.guided:
         env.reset(seed=config.seeds[0])
@@ -80,7 +87,7 @@ def identities(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     config, env = manifest["config"], manifest["env"]
     return {
         arm["name"]: {
-            "format": "summary/1",
+            "format": "summary/2",
             "run_id": manifest["run_id"],
             "arm": arm["name"],
             "model": arm["model"],
@@ -92,8 +99,10 @@ def identities(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "env_args": orjson.dumps(env["params"]).decode(),
             "strategy": arm["strategy"],
             "guided": arm["guided"],
-            "n_seeds": len(config["seeds"]),
+            "n_seeds": manifest.get("n_seeds_judged", len(config["seeds"])),
             "k": config["k"],
+            "usd_per_mtok_in": (arm.get("usd_per_mtok") or (None, None))[0],
+            "usd_per_mtok_out": (arm.get("usd_per_mtok") or (None, None))[1],
             "run_seed": config["run_seed"],
             "temperature": config["temperature"],
             "max_tokens": config["max_tokens"],
@@ -104,7 +113,17 @@ def identities(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _package_version() -> str:
+def fixed_margin(manifest: Mapping[str, Any]) -> float | None:
+    """Return the margin of equivalence of a run of fixed size; one that stops early judges it so.
+
+    Two one-sided tests at a stop that the data chose would not keep their level.
+    """
+    config = manifest["config"]
+    return None if config.get("stop") else config.get("margin")
+
+
+def package_version() -> str:
+    """Return the version of the package that is installed."""
     try:
         return version("palaestra")
     except PackageNotFoundError:

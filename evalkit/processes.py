@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TextIO
 
+from evalkit.config import Concurrency
 from evalkit.record.follow import Follower
 from evalkit.record.rundir import RunDir
 from evalkit.record.tally import ArmTally, Tally
@@ -63,7 +64,7 @@ class Processes:
             return spawn(argv, environ=self._environ, output=log.fileno())
 
 
-def resume_command(shard: Path, concurrency: int, options: Sequence[str]) -> list[str]:
+def resume_command(shard: Path, concurrency: Concurrency, options: Sequence[str]) -> list[str]:
     """Return the command that plays a shard."""
     module = [sys.executable, "-m", "evalkit", "resume"]
     return [*module, str(shard), *options, "--concurrency", str(concurrency)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from evalkit.arms import env_factory, open_arms
-from evalkit.config import RunConfig
+from evalkit.config import Concurrency, RunConfig
 from evalkit.environment import cache_path
 from evalkit.errors import BadConfig, RunFailed
 from evalkit.manifest import now
@@ -29,8 +29,8 @@ from evalkit.record.shard import Shard
 from evalkit.record.tally import Tally
 from evalkit.run import (
     Run,
+    concluded,
     discarded_if_refused,
-    finish,
     planned,
     play_left,
     reopened,
@@ -62,8 +62,13 @@ class Task:
     options: Sequence[str]
     """What `resume` shall be told beside the shard and its concurrency."""
 
-    def concurrency(self, shard: RunDir) -> int:
-        """Return how many episodes of a shard are played at once: its part of the config's."""
+    def concurrency(self, shard: RunDir) -> Concurrency:
+        """Return how many episodes of a shard are played at once: its part of the config's.
+
+        With `auto` each shard finds its own.
+        """
+        if self.config.concurrency == "auto":
+            return "auto"
         each, rest = divmod(self.config.concurrency, len(self.todo))
         return max(1, each + (self.todo.index(shard) < rest))
 
@@ -100,7 +105,7 @@ async def start_shard(
         RunFailed: it stopped half-way; `resume_shard` goes on.
 
     """
-    _require_no_human(config)
+    _require_divisible(config)
     seeds = shard.of(config.seeds)
     async with planned(config) as (arms, plan):
         manifest = {**plan, "shard": str(shard)}
@@ -161,7 +166,7 @@ async def start_sharded(
         RunFailed: a shard did not finish; `resume_sharded` plays what is missing.
 
     """
-    _require_no_human(config)
+    _require_divisible(config)
     Shard.all(count, config.seeds)
     known = await references(env_factory(config), config.seeds, cache=cache_path())
     async with planned(config) as (_, manifest):
@@ -261,7 +266,7 @@ def _merged(
         write_merged(rundir, shards)
     except OSError as error:
         raise RunFailed(f"cannot write {rundir.path}: {error}") from error
-    return Run(rundir.path, finish(rundir, manifest, known))
+    return concluded(rundir, manifest, known)
 
 
 def _failed(rundir: RunDir, count: int, ended: Sequence[Ended]) -> BadConfig | RunFailed:
@@ -293,6 +298,8 @@ def _is_finished(rundir: RunDir) -> bool:
     return rundir.manifest()["finished_at"] is not None
 
 
-def _require_no_human(config: RunConfig) -> None:
+def _require_divisible(config: RunConfig) -> None:
+    if config.stop is not None:
+        raise BadConfig("a run with stop: decided judges seed by seed, and not in shards")
     if any(spec.target == "human" for _, spec in config.models()):
         raise BadConfig("a human plays alone, and not in shards")

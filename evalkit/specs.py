@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 BASELINES = ("random", "oracle", "noop", "human")
 LABEL = re.compile(r"([A-Za-z0-9._-]{1,40})=(.+)", re.DOTALL)
+PRICE = re.compile(r"[0-9]{0,9}(?:[0-9]|\.[0-9]{1,9})")
 MAX_SEEDS = 1_000_000
 
 
@@ -74,6 +75,20 @@ def _base_url(url: str, shown: str) -> str:
         raise ValueError(f"model {shown!r}: give the key by --api-key-env, not in the URL")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def parse_price(text: str) -> tuple[str | None, float, float]:
+    """Read `[LABEL=]IN,OUT`, dollars per million tokens, as (label, in, out).
+
+    Raises:
+        ValueError: it is not that, or a price is negative.
+
+    """
+    label, equals, rest = text.rpartition("=")
+    prices = rest.split(",")
+    if len(prices) != 2 or not all(PRICE.fullmatch(price.strip()) for price in prices):
+        raise ValueError(f"a price is [LABEL=]IN,OUT, in $ per million tokens, not {text!r}")
+    return (label if equals else None), float(prices[0]), float(prices[1])
 
 
 def parse_seeds(value: object) -> tuple[int, ...]:

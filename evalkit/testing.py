@@ -156,6 +156,8 @@ class FakeServer:
                 """Say nothing."""
 
         class Server(ThreadingHTTPServer):
+            request_queue_size = 1024  # many clients may connect at once
+
             def handle_error(self, request: object, client_address: object) -> None:
                 """Say nothing of clients that have gone; the rest as ever."""
                 if not isinstance(sys.exception(), ConnectionError):

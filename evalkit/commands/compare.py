@@ -11,25 +11,34 @@ from evalkit.errors import BadConfig
 
 
 def command(words: Sequence[str]) -> int:
-    """Compare two runs of the same env on the seeds that both finished."""
+    """Compare runs of the same env on the seeds that they share.
+
+    Runs of several envs are compared env by env, and their p-values corrected together.
+    """
     parser = Parser(prog="evalkit compare", description=command.__doc__)
-    parser.add_argument("run_a", type=Path)
-    parser.add_argument("run_b", type=Path)
+    parser.add_argument("run", type=Path, nargs="+", metavar="RUN", help="two runs or more")
     parser.add_argument("--names", metavar="A,B", help="what to call them (default: their folders)")
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN_B/compare-RUN_A)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="arms whose rates differ by less are equivalent, .02 is 2 points (default: none)",
+    )
+    parser.add_argument("--out", type=Path, help="where to write (default: LAST/compare-FIRST)")
     typed = parser.parse_args(words)
-    a, comma, b = (typed.names or "").partition(",")
-    if typed.names is not None and not (a and comma and b and a != b):
-        raise BadConfig(f"--names takes two names, A,B, not {typed.names!r}")
-    from evalkit.compared import compare  # noqa: PLC0415
+    if typed.margin is not None and not 0.0 < typed.margin < 1.0:
+        raise BadConfig(f"--margin is a difference of rates, between 0 and 1, not {typed.margin}")
+    from evalkit.compared import compare_many  # noqa: PLC0415
     from evalkit.show.files import write_comparison  # noqa: PLC0415
 
-    report = compare(typed.run_a, typed.run_b, names=(a, b) if comma else None)
-    folder = typed.out or typed.run_b / f"compare-{typed.run_a.resolve().name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_comparison(folder, report)
-    except OSError as error:
-        raise BadConfig(f"cannot write below {folder}: {error}") from error
-    print_report(report, folder)
+    names = None if typed.names is None else typed.names.split(",")
+    reports = compare_many(*typed.run, names=names, margin=typed.margin)
+    top = typed.out or typed.run[-1] / f"compare-{typed.run[0].resolve().name}"
+    for report in reports:
+        folder = top if len(reports) == 1 else top / report.run_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_comparison(folder, report)
+        except OSError as error:
+            raise BadConfig(f"cannot write below {folder}: {error}") from error
+        print_report(report, folder)
     return 0

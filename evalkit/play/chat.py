@@ -16,6 +16,7 @@ import orjson
 
 from evalkit.errors import CallFailed, Failure
 from evalkit.play.calls import post
+from evalkit.play.gate import Gate
 from evalkit.play.limits import Patience
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.transport import Response, Transport
@@ -47,8 +48,15 @@ class ChatPolicy(Policy):
     """Plays a model behind an OpenAI-compatible URL."""
 
     def __init__(
-        self, transport: Transport, *, model: str, sampling: Sampling, patience: Patience
+        self,
+        transport: Transport,
+        *,
+        model: str,
+        sampling: Sampling,
+        patience: Patience,
+        gate: Gate | None = None,
     ) -> None:
+        self.gate = gate
         self._transport = transport
         self._patience = patience
         self._model = model
@@ -58,7 +66,7 @@ class ChatPolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Answer `ask`, trying again within the limits of `Patience`."""
-        return await self._patience.call(partial(self._attempt, ask))
+        return await self._patience.call(partial(self._admitted, ask))
 
     def body(self, ask: Ask) -> bytes:
         """Return the request's body: the same bytes for the same `ask`, whatever else goes on."""
@@ -77,6 +85,11 @@ class ChatPolicy(Policy):
         if pattern is not None:
             fields["structured_outputs"] = {"regex": pattern}
         return b"," + orjson.dumps(fields)[1:] if fields else b"}"
+
+    async def _admitted(self, ask: Ask, number: int) -> Completion:
+        if self.gate is None:
+            return await self._attempt(ask, number)
+        return await self.gate.call(ask.turn, partial(self._attempt, ask, number))
 
     async def _attempt(self, ask: Ask, number: int) -> Completion:
         response = await post(

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import Self
 
 from envs import TextEnv
+from evalkit.play.gate import Gate
 from evalkit.play.strategies import Messages
 
 
@@ -59,6 +60,9 @@ class Completion:
 
 class Policy(ABC):
     """What acts."""
+
+    gate: Gate | None = None
+    """Where its calls wait, if how many there may be at once adapts to its server."""
 
     @abstractmethod
     async def complete(self, ask: Ask) -> Completion:

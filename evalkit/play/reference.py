@@ -35,9 +35,7 @@ async def references(
         BadConfig: the env broke under one of them on every seed.
 
     """
-    folder = (cache or user_cache_path("palaestra")) / "references"
-    seed_digest = hashlib.sha256(repr(sorted(seeds)).encode()).hexdigest()[:16]
-    file = folder / f"{digest(make_env())}-{seed_digest}-{RULES}.json"
+    file = _file(digest(make_env()), seeds, cache)
     known = load_references(file)
     if known is None:
         policies: dict[str, Policy] = {"random": RandomPolicy(), "oracle": OraclePolicy()}
@@ -45,6 +43,22 @@ async def references(
         with suppress(OSError):  # a cache that cannot be written costs time, not results
             save_references(file, known)
     return known
+
+
+def kept(
+    env_digest: str, seeds: Sequence[int], *, cache: Path | None = None
+) -> dict[str, Reference] | None:
+    """Return the references that were computed before for an env of this digest, if they were.
+
+    For who looks at a run and does not play: no env is made.
+    """
+    return load_references(_file(env_digest, seeds, cache)) if env_digest.isalnum() else None
+
+
+def _file(env_digest: str, seeds: Sequence[int], cache: Path | None) -> Path:
+    folder = (cache or user_cache_path("palaestra")) / "references"
+    seed_digest = hashlib.sha256(repr(sorted(seeds)).encode()).hexdigest()[:16]
+    return folder / f"{env_digest}-{seed_digest}-{RULES}.json"
 
 
 async def _measure(

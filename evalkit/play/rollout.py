@@ -1,6 +1,7 @@
 """The only episode loop: observation, prompt, completion, action, until the episode ends.
 
-Evaluation and training both play through `play`. It knows no HTTP, no files and no clock.
+Evaluation and training both play through `play`, the debugger through the same `Rollout`, half a
+turn at a time. It knows no HTTP, no files and no clock.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def session_id(run_id: str, key: Key) -> str:
 
 async def play(arm: Arm, key: Key) -> Trajectory:
     """Play one episode and return its record; failures of calls or of the env are part of it."""
-    return await _Rollout(arm, key).play()
+    return await Rollout(arm, key).play()
 
 
-class _Rollout:
-    """One episode being played."""
+class Rollout:
+    """One episode being played: `start`, then `ask` and `act` until `act` says why it ends."""
 
     def __init__(self, arm: Arm, key: Key) -> None:
         self.arm = arm
@@ -60,19 +61,24 @@ class _Rollout:
         self.session_id = session_id(arm.run_id, key)
 
     async def play(self) -> Trajectory:
+        """Play the episode to its end."""
         try:
             self.start()
             stop = None
             while stop is None:
                 ask, completion = await self.ask()
                 stop = self.act(ask, completion)
-        except ContextOverflow as overflow:
-            return self.overflowed(overflow)
-        except CallFailed as failure:
-            return self.ended(StopReason.INFRA_ERROR, failure.failure, str(failure))
-        except EnvRaised as raised:
-            return self.broken(raised)
+        except (CallFailed, EnvRaised) as error:
+            return self.failed(error)
         return self.judged(stop)
+
+    def failed(self, error: CallFailed | EnvRaised) -> Trajectory:
+        """Return the record of an episode that a call or its env brought to an end."""
+        if isinstance(error, EnvRaised):
+            return self.broken(error)
+        if isinstance(error, ContextOverflow):
+            return self.overflowed(error)
+        return self.ended(StopReason.INFRA_ERROR, error.failure, str(error))
 
     def overflowed(self, overflow: ContextOverflow) -> Trajectory:
         """Return the record of an episode whose history outgrew the model's context."""

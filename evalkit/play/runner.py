@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import orjson
 
 from evalkit.errors import BadConfig, DamagedRun, EvalkitError, Failure, first_error
+from evalkit.play.crew import Crew, gates_of
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm, play, session_id
+from evalkit.play.stopping import Unstopped
 from evalkit.record.journal import FORMAT, Appender, read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
 from evalkit.record.tally import Tally
@@ -74,37 +75,66 @@ async def play_all(
     tally: Tally,
     *,
     concurrency: int,
+    stopping: Unstopped | None = None,
 ) -> None:
     """Play every episode of `keys` that the run directory does not hold yet, and put them in order.
+
+    At most `concurrency` at once; where policies have gates, as many as these allow. Once
+    `stopping` is decided, episodes in flight are given up, and those beyond the stop left out.
 
     Raises:
         EvalkitError: something that concerns the whole run; what was played until then is kept.
 
     """
+    stopping = stopping or Unstopped()
     with Appender(rundir.journal_path) as journal:
         with Appender(rundir.trajectories_path) as file:
             trajectories = TrajectoryFile(rundir.trajectories_path)
-            _count_finished(trajectories, tally)
+            _count_finished(trajectories, tally, stopping)
             recorded = _recorded(rundir, arms, trajectories)
             by_name = {arm.name: _journaled(arm, journal, recorded, tally) for arm in arms}
-            todo = (key for key in keys if key not in trajectories.scored)
+            todo = (key for key in stopping.drawn(keys) if key not in trajectories.scored)
             gate = _FirstAnswer({key.arm for key in trajectories.scored})
 
-            async def worker() -> None:
-                for key in todo:
-                    trajectory = await play(by_name[key.arm], key)
-                    gate.check(trajectory)
-                    trajectories.append(file, trajectory)
-                    tally.add(trajectory)
+            async def play_next() -> bool:
+                key = next(todo, None)
+                if key is None:
+                    return False
+                await stopping.admit(key)
+                trajectory = await play(by_name[key.arm], key)
+                gate.check(trajectory)
+                trajectories.append(file, trajectory)
+                tally.add(trajectory)
+                if stopping.take(trajectory):
+                    raise _Decided
+                return True
 
             try:
                 with rare_collections():
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(concurrency):
-                            group.create_task(worker())
+                    await _crew(play_next, arms, tally, concurrency, stopping).work()
             except BaseExceptionGroup as several:
-                raise first_error(several, EvalkitError) from several
+                _, others = several.split(_Decided)
+                if others is not None:
+                    raise first_error(others, EvalkitError) from several
+        trajectories.leave_out(stopping.beyond)
         trajectories.arrange()  # under the journal's lock: nobody else plays this run meanwhile
+
+
+def _crew(
+    play_next: Callable[[], Awaitable[bool]],
+    arms: Sequence[Arm],
+    tally: Tally,
+    most: int,
+    stopping: Unstopped,
+) -> Crew:
+    """Return who plays, as many at once as `most` and the gates of the arms allow."""
+    gates = gates_of(arm.policy for arm in arms)
+
+    def resized(size: int) -> None:
+        tally.at_once = size
+        stopping.resize(size)
+
+    return Crew(play_next, most=most, gates=gates, resized=resized)
 
 
 @contextmanager
@@ -143,6 +173,10 @@ class _Rare:
 _RARE = _Rare()
 
 
+class _Decided(Exception):
+    """The run is decided: no further episode counts."""
+
+
 class _FirstAnswer:
     """Tells a request that a server takes from no episode of an arm from one bad episode."""
 
@@ -160,11 +194,12 @@ class _FirstAnswer:
             self.answered.add(arm)
 
 
-def _count_finished(trajectories: TrajectoryFile, tally: Tally) -> None:
-    """Start the tally with what earlier sessions finished."""
+def _count_finished(trajectories: TrajectoryFile, tally: Tally, stopping: Unstopped) -> None:
+    """Start the tally, and what may stop the run, with what earlier sessions finished."""
     for trajectory in trajectories:
         if trajectory.scored:
             tally.add(trajectory)
+            stopping.take(trajectory)
     tally.episodes_before = tally.episodes
 
 

@@ -91,6 +91,10 @@ class History(ABC):
         """What the policy is reminded of, for people who read a replay; "" for nothing."""
         return ""
 
+    def with_notes(self, notes: str) -> History | None:  # noqa: ARG002 - most keep none
+        """Return the history with other notes; None where the policy writes no notes itself."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Strategy(ABC):
@@ -247,6 +251,9 @@ class _Notes(History):
     def notes(self) -> str:
         return self.pad
 
+    def with_notes(self, notes: str) -> Self:
+        return replace(self, pad=notes[: self.max_chars])
+
 
 @dataclass(frozen=True, slots=True)
 class OptimalScratchpad(Strategy):
@@ -319,6 +326,11 @@ STRATEGIES: dict[str, type[Strategy]] = {
     cls.name: cls
     for cls in (NoHistory, FullHistory, Scratchpad, OptimalScratchpad, Window, Summary)
 }
+
+ALL_STRATEGIES = tuple(
+    cls.name for cls in (NoHistory, Window, Summary, FullHistory, Scratchpad, OptimalScratchpad)
+)
+"""What `all` means: each with its default parameters, from the least memory to the best notes."""
 
 
 def parse_strategy(text: str) -> Strategy:

@@ -89,6 +89,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (words("--model random --env key_door -n 999999999999999999999"), "seeds are A:B"),
     ([*RANDOM, "-k", "0"], "k: Input should be greater than or equal to 1, not 0"),
     ([*RANDOM, "-c", "0"], "concurrency: "),
+    ([*RANDOM, "-c", "fast"], "expected a whole number or auto, not 'fast'"),
     ([*RANDOM, "--temperature", "hot"], "expected a number or none, not 'hot'"),
     ([*RANDOM, "--temperature", "-1"], "temperature: "),
     ([*RANDOM, "--temperature", "nan"], "temperature: "),
@@ -117,8 +118,24 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["resume"], "the following arguments are required: run"),
     (["resume", "absent"], "absent is not a run: it has no manifest.json"),
     (["replay", "absent", "--seed", "1"], "absent is not a run"),
-    (["replay", "absent"], "the following arguments are required: --seed"),
-    (["compare", "absent"], "the following arguments are required: run_b"),
+    (["replay", "absent"], "expected either --seed, an episode to show, or --check"),
+    (["compare"], "the following arguments are required: RUN"),
+    (["compare", "absent"], "expected two runs or more to compare, found 1"),
+    (["compare", "absent", "gone", "--margin", "2"], "between 0 and 1, not 2.0"),
+    (["power"], "give a RUN, or --baseline with --effect or --seeds"),
+    (["power", "absent"], "absent is not a run"),
+    (["power", "absent", "--baseline", ".5"], "give a RUN, or --baseline"),
+    (["power", "--baseline", ".5"], "give --effect (how many seeds?) or --seeds"),
+    (["power", "--baseline", "2", "--seeds", "9"], "expected a baseline in [0, 1], got 2.0"),
+    (["power", "--baseline", ".95", "--effect", ".1"], "expected rates in [0, 1], got 0.95 and"),
+    (["power", "--baseline", ".5", "--effect", "0"], "expected an effect other than 0"),
+    (["power", "--baseline", ".5", "--seeds", "0"], "--seeds is at least 1, not 0"),
+    (["power", "--baseline", ".5", "--seeds", "9", "--power", ".01"], "expected power > alpha"),
+    (["check-stats", "absent"], "absent is not a run"),
+    (["check-stats", "--simulations", "1"], "--simulations is 2 to 1000000, not 1"),
+    ([*RANDOM, "--price", "1"], "a price is [LABEL=]IN,OUT, in $ per million tokens, not '1'"),
+    ([*RANDOM, "--price", "A=1,2"], "price: no model 'A'; there are random"),
+    ([*RANDOM, "--margin", "1.5"], "margin is a difference of rates, below 1, not 1.5"),
     (["compare", "absent", "absent"], "absent is not a run"),
     (["check-env", "chess"], "no env is called 'chess'"),
     (["check-env", "key_door", "--env-arg", "size=0"], "size must be at least 2"),
@@ -204,7 +221,9 @@ def test_a_run_leaves_its_tables_and_says_where(
     rundir = the_run(folder)
     assert sorted(file.name for file in rundir.path.glob("*.csv")) == TABLES
     said = capsys.readouterr()
-    assert f"{rundir.path.relative_to(folder)}/: report.md {' '.join(TABLES)}" in said.out
+    assert (
+        f"{rundir.path.relative_to(folder)}/: report.html report.md {' '.join(TABLES)}" in said.out
+    )
     assert "no decision between NO_HISTORY and SCRATCHPAD: +0.0 points success" in said.out
     assert said.err.startswith(f"run {rundir.path.relative_to(folder)}\n")
     assert "8/8 episodes" in said.err
@@ -216,6 +235,7 @@ def test_one_arm_has_nothing_to_compare(folder: Path) -> None:
     names = {file.name for file in the_run(folder).path.iterdir()}
     assert names == {
         *TABLES,
+        "report.html",
         "report.md",
         "manifest.json",
         "journal.jsonl",
@@ -334,7 +354,7 @@ def test_compare_judges_two_runs(folder: Path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert f"{run_b.name} is better than {run_a.name}: +100.0 points success" in said
     names = sorted(file.name for file in (folder / "verdict").iterdir())
-    assert names == ["compare.csv", "paired.csv", "report.md", "summary.csv"]
+    assert names == ["compare.csv", "paired.csv", "report.html", "report.md", "summary.csv"]
     assert main(["compare", str(run_a), str(run_b)]) == 0
     assert (run_b / f"compare-{run_a.name}" / "report.md").is_file()
     (folder / "file").write_text("")
@@ -362,12 +382,11 @@ def test_check_env_says_whether_an_env_keeps_its_contract(
 
 
 @pytest.mark.parametrize(
-    "command",
-    [[], ["run"], ["resume"], ["merge"], ["replay"], ["compare"], ["check-env"], ["envs"]],
+    "command", ["", *words("run resume merge replay compare power check-stats check-env envs")]
 )
-def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([*command, "--help"])
+        main([*words(command), "--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("usage: evalkit")
 
@@ -424,6 +443,7 @@ concurrency: 7
         ("--max-tokens 256", {"max_tokens": 256}),
         ("--no-keep-reasoning", {"keep_reasoning": False}),
         ("-c 64", {"concurrency": 64}),
+        ("-c auto", {"concurrency": "auto"}),
         ("--out elsewhere", {"out": "elsewhere"}),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import evalkit
 from evalkit.config import INCIDENTAL, RunConfig, load_yaml
 from evalkit.errors import BadConfig, ServerLost
+from evalkit.judge.compare import Decision
 from evalkit.play.policy import Ask, Completion
 from evalkit.run import Run
 from evalkit.specs import ModelSpec, parse_model, parse_seeds
@@ -115,6 +116,8 @@ def test_seeds_are_refused(value: object) -> None:
 
 
 MINIMAL: dict[str, Any] = {"model": "random", "env": "key_door"}
+DUEL: dict[str, Any] = {"model": ["random", "noop"], "env": "key_door"}
+STOPPED: dict[str, Any] = {**DUEL, "stop": "decided"}
 
 
 def test_defaults_are_those_of_the_help_text() -> None:
@@ -132,12 +135,19 @@ def test_defaults_are_those_of_the_help_text() -> None:
         "extra_body": {},
         "keep_reasoning": False,
         "run_seed": 0,
+        "stop": None,
+        "stop_on": None,
+        "alpha": None,
+        "margin": None,
+        "span": None,
         "concurrency": 64,
         "attempts": 6,
         "timeout_s": 120.0,
         "wait_s": None,
         "api_key_env": (),
+        "price": (),
         "out": "results",
+        "wandb": None,
     }
 
 
@@ -152,7 +162,10 @@ def test_a_config_survives_its_manifest() -> None:
     [
         ({"env": "key_door"}, "model is missing"),
         ({"model": "random"}, "env is missing"),
-        ({**MINIMAL, "envs": "x"}, "unknown setting 'envs'; known are api_key_env, attempts"),
+        (
+            {**MINIMAL, "envs": "x"},
+            "unknown setting 'envs'; known are alpha, api_key_env, attempts",
+        ),
         ({**MINIMAL, "env": ""}, "env: "),
         ({**MINIMAL, "env": 5}, "env: Input should be a valid string, not 5"),
         ({**MINIMAL, "env_args": [1]}, "env_args: "),
@@ -187,6 +200,20 @@ def test_a_config_survives_its_manifest() -> None:
         ({**MINIMAL, "api_key_env": "B=KEY"}, "api_key_env: no model 'B'; there are random"),
         ({**MINIMAL, "keep_reasoning": "yes"}, "keep_reasoning: "),
         ({**MINIMAL, "out": 5}, "out: "),
+        ({**MINIMAL, "stop": "decided"}, "stop: decided needs two arms or more"),
+        ({**DUEL, "stop": "maybe"}, "stop: Input should be 'decided', not 'maybe'"),
+        ({**MINIMAL, "alpha": 0.1}, "alpha needs stop: decided"),
+        ({**MINIMAL, "stop_on": "return"}, "stop_on needs stop: decided"),
+        ({**MINIMAL, "span": 2.0}, "span needs stop: decided"),
+        ({**MINIMAL, "max_seeds": 9}, "max_seeds needs stop: decided"),
+        ({**STOPPED, "max_seeds": 9, "seeds": "0:9"}, "max_seeds and seeds (or n) both say"),
+        ({**STOPPED, "max_seeds": 0}, "max_seeds is a whole number from 1 to 1000000, not 0"),
+        ({**STOPPED, "max_seeds": True}, "max_seeds is a whole number from 1 to 1000000, not True"),
+        ({**STOPPED, "alpha": 1.0}, "alpha: Input should be less than 1, not 1.0"),
+        ({**STOPPED, "margin": 1.0}, "expected 0 < margin < span 1.0, got 1.0"),
+        ({**STOPPED, "stop_on": "turns"}, "expected one of success, valid_action_rate, return, "),
+        ({**STOPPED, "stop_on": "return"}, "stop_on: return needs span, the highest return less"),
+        ({**STOPPED, "span": 2.0}, "span is only for stop_on: return; success lies in 0..1"),
     ],
 )
 def test_bad_configs_are_named(values: dict[str, Any], message: str) -> None:
@@ -230,12 +257,24 @@ CHANGED: dict[str, Any] = {
     "timeout_s": 2.0,
     "wait_s": 2.0,
     "api_key_env": "KEY",
+    "price": "1,2",
+    "wandb": "project",
     "out": "elsewhere",
 }
 
 
+HOW_TO_STOP: dict[str, Any] = {
+    "stop": "decided",
+    "stop_on": "valid_action_rate",
+    "alpha": 0.01,
+    "margin": 0.02,
+    "span": 3.0,
+}
+"""Settings that need two arms, and all but the first need it."""
+
+
 def test_the_digest_names_everything_that_can_change_a_trajectory() -> None:
-    assert list(CHANGED) == list(RunConfig.model_fields)
+    assert {*CHANGED, *HOW_TO_STOP} == set(RunConfig.model_fields)
     before = RunConfig.read(MINIMAL).digest("env")
     digests = {
         key: RunConfig.read({**MINIMAL, key: value}).digest("env") for key, value in CHANGED.items()
@@ -244,6 +283,27 @@ def test_the_digest_names_everything_that_can_change_a_trajectory() -> None:
     different = [digest for key, digest in digests.items() if key not in INCIDENTAL]
     assert len(set(different)) == len(different)
     assert RunConfig.read(MINIMAL).digest("another env") != before
+
+
+def test_the_digest_names_how_a_run_stops_and_nothing_new_where_it_does_not() -> None:
+    base: dict[str, Any] = {**DUEL, "seeds": "0:2000"}
+    runs = [base, {**base, "stop": "decided"}]
+    runs += [{**runs[1], key: HOW_TO_STOP[key]} for key in ("stop_on", "alpha", "margin")]
+    returns = {**runs[1], "stop_on": "return"}
+    runs += [{**returns, "span": span} for span in (2.0, 3.0)]
+    digests = [RunConfig.read(run).digest("env") for run in runs]
+    assert len(set(digests)) == len(digests)
+    assert RunConfig.read({**base, "margin": 0.02}).digest("env") == digests[0]
+    assert RunConfig.read({"model": "random", "env": "key_door"}).digest("env") == "ec99a304"
+
+
+def test_a_budget_is_the_seeds_that_there_may_be() -> None:
+    config = RunConfig.read(STOPPED)
+    assert (config.seeds, config.alpha, config.stop_on) == (tuple(range(2_000)), 0.05, "success")
+    assert config == RunConfig.read({**STOPPED, "max_seeds": 2_000})
+    assert config == RunConfig.read({**DUEL, "seeds": "0:2000", "stop": "decided", "alpha": 0.05})
+    assert RunConfig.read(config.model_dump(mode="json")) == config
+    assert RunConfig.read({**STOPPED, "seeds": "7,3"}).seeds == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -441,9 +501,71 @@ def test_api_key_env_authorizes(tmp_path: Path) -> None:
     assert keys == {"Bearer sesame"}
 
 
+def test_price_gives_what_a_success_costs(tmp_path: Path) -> None:
+    policy = FakePolicy(lambda _: Completion(text=UP, prompt_tokens=500))
+    run = play(policy, tmp_path, price="1000,0")
+    (row,) = run.summary
+    assert (row["usd_per_mtok_in"], row["usd_per_mtok_out"]) == (1000.0, 0.0)
+    assert row["cost_usd"] == pytest.approx(0.5 * row["turns"])
+    (free,) = play(policy, tmp_path).summary
+    assert (free["usd_per_mtok_in"], free["cost_usd"]) == (None, None)
+
+
+def test_a_price_may_be_that_of_one_model() -> None:
+    models = {"model": ["A=http://a", "B=http://b", "C=http://c"], "env": "key_door"}
+    config = RunConfig.read({**models, "price": ["1,2", "B=0.05,.4"]})
+    assert [config.price_of(label) for label in "ABC"] == [(1.0, 2.0), (0.05, 0.4), (1.0, 2.0)]
+    assert RunConfig.read({**models, "price": "B=1,1"}).price_of("A") is None
+    for wrong in ("1", "1,2,3", "-1,2", "a,b", "1,", "inf,1", "=1,2"):
+        with pytest.raises(BadConfig, match="price"):
+            RunConfig.read({**models, "price": wrong})
+    with pytest.raises(BadConfig, match="one price for each model, or one for all"):
+        RunConfig.read({**models, "price": ["1,2", "3,4"]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "B is better than A: decided after 9 pairs: +100.0 points success "),
+        ({"alpha": 0.001}, "B is better than A: decided after 15 pairs: +100.0 points success "),
+        ({"stop_on": "valid_action_rate"}, "decided after 9 pairs: +100.0 points valid actions "),
+        ({"stop_on": "return", "span": 2.0}, "decided after "),
+        (
+            {"stop_on": "return", "span": 60.0},
+            "undecided between A and B, out of budget: after 30 ",
+        ),
+    ],
+)
+def test_stop_ends_a_run_that_is_decided(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    roomy = {"size": 2, "max_turns": 9}
+    arms = ["A=noop", "B=oracle"]
+    run = play(arms, tmp_path, stop="decided", seeds="0:30", env_args=roomy, **settings)
+    assert said in run.verdicts[0]
+    (found,) = run.report.sequential
+    assert found.last is not None
+    assert len(run.episodes()) == 2 * found.last.n_pairs
+
+
+def test_margin_asks_of_a_fixed_run_whether_arms_are_equivalent(tmp_path: Path) -> None:
+    run = play(["A=noop", "B=noop"], tmp_path, seeds="0:30", margin=0.2)
+    assert run.report.compared[0].decision is Decision.EQUIVALENT
+    assert "A and B are equivalent within ±20.0 points" in run.verdicts[0]
+
+
 def test_out_is_where_the_run_lies(tmp_path: Path) -> None:
     run = play("noop", tmp_path, out=str(tmp_path / "elsewhere"))
     assert run.path.parent == tmp_path / "elsewhere"
+
+
+def test_wandb_says_where_the_summary_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")  # so that it ends where it would begin
+    with pytest.raises(BadConfig, match="wandb: "):
+        evalkit.evaluate("oracle", "key_door", seeds="0:1", out=tmp_path, wandb="project")
+    evalkit.evaluate("oracle", "key_door", seeds="0:1", out=tmp_path)
 
 
 def test_every_key_has_a_test() -> None:

@@ -21,7 +21,10 @@ from evalkit.record.rundir import RunDir
 from evalkit.record.tables import read_csv
 from evalkit.testing import FakePolicy, Reply
 
-TABLES = ("summary.csv", "episodes.csv", "turns.csv", "compare.csv", "paired.csv", "report.md")
+TABLES = (
+    *("summary.csv", "episodes.csv", "turns.csv", "compare.csv", "paired.csv"),
+    *("report.md", "pass.csv"),
+)
 SMALL: dict[str, Any] = {"env_args": {"size": 2, "max_turns": 3}, "seeds": "0:12"}
 
 
@@ -57,12 +60,13 @@ def test_result_files_do_not_depend_on_concurrency(tmp_path: Path) -> None:
 
 
 def test_every_table_is_readable_by_pandas(tmp_path: Path) -> None:
-    run = play(FakePolicy(lively), tmp_path, strategy="NO_HISTORY,SCRATCHPAD")
-    for name in (*TABLES[:5], "performance.csv"):
+    run = play(FakePolicy(lively), tmp_path, strategy="NO_HISTORY,SCRATCHPAD", k=2)
+    for name in (*TABLES[:5], "performance.csv", "pass.csv"):
         frame = pd.read_csv(run.path / name)
         assert len(frame) > 0
         kind = name.removesuffix(".csv")
-        assert set(frame["format"]) == {f"{kind}/1"}
+        edition = 2 if kind in ("summary", "compare") else 1
+        assert set(frame["format"]) == {f"{kind}/{edition}"}
         assert set(frame["run_id"]) == {run.report.run_id}
 
 
@@ -96,6 +100,7 @@ def test_the_manifest_says_what_was_asked_of_whom(tmp_path: Path) -> None:
             "base_url": "",
             "server_version": "",
             "max_model_len": None,
+            "usd_per_mtok": None,
             "request": {
                 "model": "noop",
                 "temperature": 0.1,

@@ -33,6 +33,8 @@ from evalkit.sharded import (
 from evalkit.testing import FakeServer, Said
 
 CLOCKED = {"manifest.json", "journal.jsonl", "performance.csv"}
+LATENCY = re.compile(rb'<figure id="latency".*?</figure>', re.DOTALL)
+"""What depends on the clock in report.html."""
 STRATEGIES = ["NO_HISTORY", "FULL_HISTORY", "SCRATCHPAD", "WINDOW(2)", "OPTIMAL_SCRATCHPAD"]
 
 
@@ -54,7 +56,11 @@ def _server() -> Iterator[FakeServer]:
 def files(run: Run | Path) -> dict[str, bytes]:
     """Return every file of a run that does not depend on the clock."""
     folder = run if isinstance(run, Path) else run.path
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in CLOCKED}
+    return {
+        file.name: LATENCY.sub(b"", file.read_bytes())
+        for file in folder.iterdir()
+        if file.name not in CLOCKED
+    }
 
 
 def config(out: Path, model: Sequence[str] | str = "random", **values: Any) -> RunConfig:
@@ -298,13 +304,16 @@ def test_two_cannot_play_one_run(tmp_path: Path) -> None:
 
 
 def test_concurrency_is_that_of_the_whole_run(tmp_path: Path) -> None:
-    shares: list[int] = []
+    shares: list[int | str] = []
 
     class Shares(HereFleet):
         async def play(self, task: Task, show: TextIO | None) -> Sequence[Ended]:
             shares.extend(task.concurrency(shard) for shard in task.todo)
             return await super().play(task, show)
 
+    asyncio.run(start_sharded(config(tmp_path, concurrency="auto"), 2, Shares()))
+    assert shares == ["auto", "auto"]
+    shares.clear()
     asyncio.run(start_sharded(config(tmp_path, concurrency=8), 3, Shares()))
     assert shares == [3, 3, 2]
     asyncio.run(start_sharded(config(tmp_path, concurrency=1), 3, Shares()))

@@ -18,7 +18,7 @@ from evalkit.play.runner import episode_keys, play_all, rare_collections
 from evalkit.play.strategies import FullHistory, Scratchpad
 from evalkit.record.journal import read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
-from evalkit.record.tables import EPISODES, TURNS, episode_row, turn_rows, write_csv
+from evalkit.record.tables import episode_line, turn_lines
 from evalkit.record.tally import ArmTally, Tally
 from evalkit.record.trajectory import Key, StopReason, Trajectory
 from evalkit.testing import FakePolicy, Reply
@@ -72,13 +72,10 @@ def episodes(rundir: RunDir) -> list[Trajectory]:
     return list(TrajectoryFile(rundir.trajectories_path))
 
 
-def tables(rundir: RunDir) -> bytes:
-    """Return episodes.csv and turns.csv, byte for byte."""
-    played = episodes(rundir)
-    path = rundir.path
-    write_csv(path / "episodes.csv", EPISODES, (episode_row("run", t) for t in played))
-    write_csv(path / "turns.csv", TURNS, (row for t in played for row in turn_rows("run", t)))
-    return (path / "episodes.csv").read_bytes() + (path / "turns.csv").read_bytes()
+def tables(rundir: RunDir) -> str:
+    """Return the lines of episodes.csv and turns.csv."""
+    played = [trajectory.plain() for trajectory in episodes(rundir)]
+    return "".join(line("run", each) for line in (episode_line, turn_lines) for each in played)
 
 
 def request_ids(rundir: RunDir) -> list[str]:
