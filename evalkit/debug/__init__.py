@@ -1,0 +1,1 @@
+"""One episode at a time: stepped, changed, forked, replayed; `session` is the core."""
