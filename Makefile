@@ -1,10 +1,12 @@
-# Set-up, the demo and the gate. Everything lives in .venv; nothing else of the machine is touched.
+# Set-up, the demo and the gate. Everything lives in .venv, but for inspect, which has .venv-inspect to
+# itself; nothing else of the machine is touched.
 PYTHON ?= python3.11
-VENV   := .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+VENV    := .venv
+INSPECT := .venv-inspect
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .DEFAULT_GOAL := help
-.PHONY: help install engine train modal demo demo-train test check format bench clean
+.PHONY: help install engine train modal inspect demo demo-train test check format bench clean
 
 help:  ## show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +37,11 @@ $(VENV)/dev.stamp: $(VENV)/base.stamp requirements/dev.txt
 	$(PIP) -r requirements/dev.txt -c requirements/base.txt
 	@touch $@
 
+$(INSPECT)/inspect.stamp: requirements/inspect.txt
+	@test -x $(INSPECT)/bin/python || $(PYTHON) -m venv $(INSPECT)
+	$(INSPECT)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 install: $(VENV)/base.stamp  ## the product without an engine: evaluate against any URL
 
 engine: $(VENV)/engine.stamp  ## the product with vLLM on CPU
@@ -43,6 +50,8 @@ train: $(VENV)/train.stamp  ## the product with vLLM and the trainer, on CPU
 
 modal: $(VENV)/modal.stamp  ## the product with Modal's client, to serve, evaluate and train there
 
+inspect: $(INSPECT)/inspect.stamp  ## inspect, which the tests of export and import run
+
 check: $(VENV)/dev.stamp $(VENV)/train.stamp $(VENV)/modal.stamp  ## format, lint, types, import law, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,7 +59,7 @@ check: $(VENV)/dev.stamp $(VENV)/train.stamp $(VENV)/modal.stamp  ## format, lin
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit/test_house.py
 
-test: check  ## everything, against real vLLM
+test: check inspect  ## everything, against real vLLM and real inspect
 	$(BIN)/python -m pytest
 
 demo: $(VENV)/engine.stamp  ## a real model on real vLLM plays key_door in two arms
@@ -64,4 +73,4 @@ format: $(VENV)/dev.stamp  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(INSPECT)

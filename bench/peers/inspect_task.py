@@ -1,10 +1,10 @@
 """The benchmark's episode as an inspect-ai task: ten user turns, the whole history each time."""
 
-from inspect_ai import Task, task  # type: ignore[import-not-found]
-from inspect_ai.dataset import MemoryDataset, Sample  # type: ignore[import-not-found]
-from inspect_ai.model import ChatMessageUser  # type: ignore[import-not-found]
-from inspect_ai.scorer import includes  # type: ignore[import-not-found]
-from inspect_ai.solver import Generate, Solver, TaskState, solver  # type: ignore[import-not-found]
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessageUser
+from inspect_ai.scorer import includes
+from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 OBSERVATION = "You are at (1, 2) in a 6x6 grid. Your hands are empty. Nothing is here. What next?"
 

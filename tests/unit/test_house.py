@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("envs", "evalkit", "serve", "train")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = "torch vllm transformers modal trl pandas wandb fastapi scipy statsmodels openai".split()
+HEAVY = (
+    "torch vllm transformers modal trl pandas pyarrow wandb fastapi scipy statsmodels openai"
+).split()
 LIGHT_MODULES = (
     *("envs", "evalkit", "evalkit.cli", "serve", "serve.cli", "serve.testing"),
     *("train", "train.cli"),
