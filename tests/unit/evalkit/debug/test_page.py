@@ -14,6 +14,7 @@ import pytest
 
 from evalkit.debug.check import check_run
 from evalkit.debug.page import MAX_BENCHES, DebugPages
+from evalkit.debug.workbench import MAX_FUTURES
 from evalkit.record.rundir import RunDir
 from evalkit.run import evaluate
 from evalkit.testing import FakePolicy, FakeServer
@@ -207,3 +208,22 @@ def test_sessions_are_few(post: Post) -> None:
         last = post(run="run", seed=4)[1]["bench"]
     assert post(f"/{first}", verb="step")[0] == 404
     assert post(f"/{last}", verb="step")[0] == 200
+
+
+def test_a_session_that_is_worked_at_stays(post: Post) -> None:
+    first = post(run="run", seed=3)[1]["bench"]
+    for _ in range(2 * MAX_BENCHES):
+        post(run="run", seed=4)
+        assert post(f"/{first}", verb="back", text="0")[0] == 200
+
+
+def test_futures_are_few_and_numbers_short(post: Post) -> None:
+    at = f"/{post(run='run', seed=3)[1]['bench']}"
+    assert post(at, verb="run", text="9" * 5000)[1]["error"].startswith("expected a turn")
+    for _ in range(MAX_FUTURES - 1):
+        assert post(at, verb="fork")[0] == 200
+    status, answer = post(at, verb="fork")
+    assert (status, answer) == (
+        400,
+        {"error": f"there are {MAX_FUTURES} futures already: go back in one of them"},
+    )

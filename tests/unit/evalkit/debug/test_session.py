@@ -307,3 +307,11 @@ def test_everything_there_is_to_see() -> None:
     assert (seen["turn"], seen["max_turns"], seen["strategy"]) == (1, 9, "SCRATCHPAD")
     assert seen["legal_actions"] == ["up", "down", "left", "right", "interact"]
     assert (seen["notes"], seen["notes_editable"], seen["return"]) == ("", True, 0.0)
+
+
+@pytest.mark.parametrize("kind", [InterventionKind.REPLY, InterventionKind.OBSERVATION])
+def test_a_text_that_no_file_can_hold_changes_nothing(kind: InterventionKind) -> None:
+    debugger = at(1)
+    with pytest.raises(BadConfig, match="not UTF-8"):
+        debugger.intervene(kind, "a\ud800")
+    assert (debugger.interventions, debugger.pending) == ([], None)

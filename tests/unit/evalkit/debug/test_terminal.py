@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,3 +191,22 @@ def test_a_check_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert out[-1].startswith("0 of 3 episodes")
     for words in ([], ["--check", "--seed", "0"]):
         assert main(["replay", str(run.path), *words]) == 2
+
+
+def test_what_a_server_says_is_shown_and_not_sent_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: Debug
+) -> None:
+    def said(body: dict[str, Any]) -> str | tuple[int, Any]:
+        hostile = "\x1b[2J<action>\x1b]0;x\x07</action>"
+        return hostile if len(server.bodies) % 2 else (400, {"error": {"message": hostile}})
+
+    with FakeServer(said) as server:
+        code, out = debug("step", "step", words=f"--env key_door --model {server.url}")
+        run = evaluate(server.url, "key_door", seeds=[3], out=tmp_path / "runs")
+        for words in (["replay", "--seed"], ["fork", "--turn", "0", "--seed"]):
+            assert main([words[0], str(run.path), *words[1:], "3"]) in {0, 1}
+        assert main(["fork", str(run.path), "--turn", "0", "--seed", "3", "--arm", "\x1b"]) == 2
+    out += "".join(capsys.readouterr())
+    assert "not scored: HTTP 400: \\x1b[2J" in out
+    assert "\\x1b]0;x\\x07" in out
+    assert (code, "\x1b" in out) == (1, False)

@@ -120,7 +120,11 @@ def test_damage_is_an_entry(runs: Path, file: str, damage: str, said: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../made", "/etc", "pair/../pair/..", "nope", "pair\0", ".hidden", "link"]
+    "name",
+    [
+        *("", "..", "../made", "/etc", "pair/../pair/..", "nope", "pair\0", ".hidden", "link"),
+        *("pair/", "./pair", "/pair", "pair/."),
+    ],
 )
 def test_what_is_no_run_of_the_folder_is_not_there(runs: Path, made: Path, name: str) -> None:
     (runs / "link").symlink_to(made / "pair")
@@ -140,3 +144,22 @@ def test_only_tables_and_reports_are_given_away(runs: Path, made: Path) -> None:
     for name in ("secret.csv", "key.pem", ".env.csv", "trajectories.jsonl", "../ttt/summary.csv"):
         with pytest.raises(NotFound):
             folder.file("pair", name)
+
+
+def test_a_run_that_is_removed_meanwhile_is_no_entry(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(runs)
+    monkeypatch.setattr(folder, "names", lambda: ["gone", "pair"])
+    assert [entry.name for entry in folder.entries()] == ["pair"]
+
+
+def test_the_runs_of_a_matrix_are_found_and_forks_are_told(runs: Path) -> None:
+    (runs / "matrix-key_door-1").mkdir()
+    cell = runs / "matrix-key_door-1" / "cell"
+    (runs / "pair").rename(cell)
+    manifest = orjson.loads((cell / "manifest.json").read_bytes())
+    (cell / "manifest.json").write_bytes(orjson.dumps({**manifest, "fork": {"turn": 4}}))
+    entry = RunFolder(runs).entry("matrix-key_door-1/cell")
+    assert entry in RunFolder(runs).entries()
+    assert (entry.state, entry.fork) == (RunState.FINISHED, "fork at turn 4")

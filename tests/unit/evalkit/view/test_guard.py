@@ -42,6 +42,7 @@ def test_only_names_of_this_machine_are_answered(host: str, allowed: bool) -> No
         ("http://localhost:9999", "application/json", False),
         ("http://evil.example", "application/json", False),
         ("null", "application/json", False),
+        ("http://[x", "application/json", False),
         ("", "application/json", False),
     ],
 )
@@ -74,6 +75,7 @@ def test_a_token_sends_nobody_elsewhere(path: str) -> None:
     [
         ({}, COOKIE, True),
         ({}, f"other=1; {COOKIE}", True),
+        ({}, f'theirs={{"a": 1}}; @; {COOKIE}; last', True),
         ({}, "", False),
         ({}, "evalkit_view_8780=wrong", False),
         ({}, f"evalkit_view_1={TOKEN}", False),

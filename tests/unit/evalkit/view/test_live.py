@@ -16,6 +16,7 @@ from evalkit.view import live
 from evalkit.view.live import Count, Played
 
 ARMS = ("bad", "good")
+KEPT = {"repetition": 0, "arm": "good"}
 
 
 def changed(line: bytes, **fields: Any) -> bytes:
@@ -129,3 +130,20 @@ def test_a_link_out_of_the_run_is_not_followed(made: Path, tmp_path: Path) -> No
     played = Played(tmp_path, ARMS)
     played.look()
     assert played.ended == {}
+
+
+def test_damage_stays_damage_however_often_one_looks(made: Path, tmp_path: Path) -> None:
+    whole = (made / "pair" / "trajectories.jsonl").read_bytes()
+    growing = tmp_path / "trajectories.jsonl"
+    growing.write_bytes(b"{\n" + whole)
+    played = Played(tmp_path, ARMS)
+    for _ in range(2):
+        with pytest.raises(DamagedRun, match="byte 0"):
+            played.look()
+    first = whole.splitlines()[0]
+    growing.unlink()
+    growing.write_bytes(whole + changed(first, turns=1, key={**KEPT, "env_seed": 90}))
+    played.look()
+    for _ in range(2):
+        with pytest.raises(DamagedRun, match=f"byte {len(whole)}"):
+            played.numbers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,3 +109,51 @@ def test_what_cannot_be_shown_is_said(
     assert main(["view", str(tmp_path / words[0]), *words[1:]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET http://[bad/ HTTP/1.1", 400),
+        ("GET / HTTP/1.1\r\nContent-Length: " + 5000 * "1", 413),
+        ("GET / HTTP/1.1\r\nContent-Length: -1", 413),
+        ("GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5", 400),
+        ("POST /api/debug HTTP/1.1\r\nTransfer-Encoding: chunked", 400),
+        ("POST /api/debug HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[x", 403),
+    ],
+)
+def test_what_is_no_request_is_refused_and_troubles_nobody(
+    runs: Path, capsys: pytest.CaptureFixture[str], head: str, status: int
+) -> None:
+    with (
+        serving(View(runs)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw,
+    ):
+        raw.sendall(f"{head}\r\n\r\n".encode())
+        assert raw.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+    assert capsys.readouterr().err == ""
+
+
+def test_after_a_body_of_unknown_length_nothing_is_read(runs: Path) -> None:
+    with (
+        serving(View(runs)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw,
+        raw.makefile("rb") as answers,
+    ):
+        smuggled = "GET /api/runs HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        raw.sendall(f"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}".encode())
+        assert answers.read().count(b"HTTP/1.1 ") == 1
+
+
+def test_a_browser_that_goes_is_not_talked_about(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(View(runs)) as server:
+        handled = threading.Event()
+        monkeypatch.setattr(server, "close_request", lambda _: handled.set())
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        raw.sendall(b"GET / HTTP/1.1\r\nHo")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raw.close()
+        assert handled.wait(5)
+    assert capsys.readouterr().err == ""
