@@ -250,5 +250,7 @@ def _shard_played(work: Coroutine[Any, Any, PlayedShard]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"evalkit: {' '.join(str(error).split())}", file=sys.stderr)
+    from evalkit.show.replay import printable  # noqa: PLC0415
+
+    print(f"evalkit: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return code

@@ -252,7 +252,7 @@ def _table(places: Sequence[Place], root: Path, beside: Path, *, several: bool) 
                 f"{place.n}{STOPPED * place.stopped}",
                 "" if place.norm_score is None else f"{round(place.norm_score, 2) + 0.0:.2f}",
                 "" if place.tokens_per_success is None else f"{place.tokens_per_success:.0f}",
-                place.date[:10],
+                _text(place.date[:10]),
                 _text(place.commit),
                 f"[{_text(place.run)}]({where}/)",
             ]

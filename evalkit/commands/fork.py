@@ -83,6 +83,7 @@ def _changes(typed: Namespace) -> list[tuple[InterventionKind, str]]:
 def _printed(forked: Forked) -> int:
     """Print the futures beside what was recorded; return the exit code."""
     from evalkit.debug.futures import Future, parting, side_by_side  # noqa: PLC0415
+    from evalkit.show.replay import printable  # noqa: PLC0415
 
     recorded = Future.of("as recorded", forked.parent)
     futures = [
@@ -102,5 +103,5 @@ def _printed(forked: Forked) -> int:
     print(f"\n{forked.path}/")
     lost = [trajectory for trajectory in forked.futures if not trajectory.scored]
     for trajectory in lost[:1]:
-        print(f"{len(lost)} not scored: {trajectory.failure_message}")
+        print(f"{len(lost)} not scored: {printable(trajectory.failure_message or '')}")
     return 1 if lost else 0

@@ -94,6 +94,8 @@ class DebugPages:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._benches: dict[str, _Bench] = {}
+        """Those that are worked at; the one that was longest left alone comes first."""
+        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -129,11 +131,13 @@ class DebugPages:
         turn = _whole(asked, "turn")
         models = Models(episode.config)
         bench = _Bench(secrets.token_hex(8), Workbench(episode, models), models)
-        while len(self._benches) >= MAX_BENCHES:
-            oldest = self._benches.pop(next(iter(self._benches)))
-            self._awaited(oldest.pause())
-            self._awaited(oldest.models.aclose())
-        self._benches[bench.name] = bench
+        with self._lock:
+            self._benches[bench.name] = bench
+            old = [] if len(self._benches) <= MAX_BENCHES else [next(iter(self._benches))]
+            left = [self._benches.pop(name) for name in old]
+        for each in left:
+            self._awaited(each.pause())
+            self._awaited(each.models.aclose())
         return self._answer(bench.do(Verb.RUN, str(turn)) if turn else bench.look())
 
     def _episode(self, asked: Mapping[str, Any]) -> Episode:
@@ -179,9 +183,11 @@ class DebugPages:
         return self._answer(both())
 
     def _bench(self, names: Mapping[str, str]) -> _Bench:
-        found = self._benches.get(names["bench"])
-        if found is None:
-            raise NotFound("this session is over: load the page again")
+        with self._lock:
+            found = self._benches.pop(names["bench"], None)
+            if found is None:
+                raise NotFound("this session is over: load the page again")
+            self._benches[found.name] = found
         return found
 
     def _answer(self, work: Coroutine[Any, Any, dict[str, Any]]) -> Response:

@@ -198,6 +198,10 @@ class Debugger:
 
         """
         self._require_going_on()
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadConfig(f"a text that is not UTF-8 cannot be recorded: {error}") from error
         made = Intervention(turn=self.turn, kind=kind, value=value)
         try:
             self._apply(made)

@@ -97,7 +97,7 @@ class Terminal:
         except (EvalkitError, EnvRaised) as error:
             self.failed = True
             said = str(error) or f"the env raised {error.__cause__!r}"
-            self._say(f"error: {' '.join(said.split())}")
+            self._say(f"error: {printable(' '.join(said.split()))}")
 
     def _done(self, line: str) -> Iterator[str]:
         """Carry out one line and yield what it has to say."""
@@ -126,7 +126,7 @@ class Terminal:
             yield from _prompt(debugger, raw=text == "raw")
         elif word == "state":
             seen = view(debugger)
-            yield json.dumps(seen["state"], indent=2, ensure_ascii=False)
+            yield printable(json.dumps(seen["state"], indent=2, ensure_ascii=False))
             yield printable(seen["picture"] or "")
         elif word == "turns":
             yield from (line for turn in debugger.turns for line in turn_lines(turn))
@@ -166,7 +166,7 @@ def _standing(bench: Workbench) -> Iterator[str]:
             yield _under("changed", f"{made['kind']}: {made['value']}")
     if seen["phase"] == Phase.OVER:
         verdict = "success" if seen["success"] else "no success"
-        why = f": {seen['failure_message']}" if seen["failure_message"] else ""
+        why = f": {printable(seen['failure_message'])}" if seen["failure_message"] else ""
         yield f"over, {seen['stop_reason']}, {verdict}, return {seen['return']:.2f}{why}"
         return
     yield _under("can", f"{', '.join(seen['legal_actions'])}; best: {seen['oracle']}")

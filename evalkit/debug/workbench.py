@@ -22,6 +22,8 @@ from evalkit.errors import BadConfig
 from evalkit.record.trajectory import Turn
 
 FIRST = "main"
+MAX_FUTURES = 100
+MAX_DIGITS = 18
 
 
 class Verb(StrEnum):
@@ -196,6 +198,8 @@ class Workbench:
         name = words[1] if len(words) > 1 else self._free_name()
         if name in self.branches or name == "recorded":
             raise BadConfig(f"there is a future {name!r} already")
+        if len(self.branches) >= MAX_FUTURES:
+            raise BadConfig(f"there are {MAX_FUTURES} futures already: go back in one of them")
         other = await self.debugger.fork(turn)
         self.branches[name] = Branch(other, _model_of(other, self.branch.model))
         self.current = name
@@ -235,6 +239,6 @@ def _model_of(debugger: Debugger, otherwise: str) -> str:
 def _number(text: str, least: int, what: str) -> int:
     if not text:
         return least
-    if not text.isdecimal() or int(text) < least:
-        raise BadConfig(f"expected {what} as a number from {least} on, not {text!r}")
+    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) < least:
+        raise BadConfig(f"expected {what} as a number from {least} on, not {text[:40]!r}")
     return int(text)

@@ -10,7 +10,7 @@ from evalkit.record.trajectory import Trajectory, Turn
 def replay_lines(trajectory: Trajectory) -> Iterator[str]:
     """Yield the lines of one episode."""
     key = trajectory.key
-    yield f"arm {key.arm}, env seed {key.env_seed}, repetition {key.repetition}"
+    yield f"arm {printable(key.arm)}, env seed {key.env_seed}, repetition {key.repetition}"
     for turn in trajectory.turns:
         yield from turn_lines(turn)
     yield ""
@@ -18,7 +18,7 @@ def replay_lines(trajectory: Trajectory) -> Iterator[str]:
     best = "" if trajectory.optimal_turns is None else f" (oracle: {trajectory.optimal_turns})"
     verdict = "success" if trajectory.success else "no success"
     if not trajectory.scored:
-        verdict = f"not scored: {trajectory.failure_message}"
+        verdict = f"not scored: {_indented(trajectory.failure_message or '')}"
     yield (
         f"{verdict}, return {trajectory.return_:.2f}, {len(trajectory.turns)} turns{best}, "
         f"{trajectory.stop_reason.value}"
@@ -36,7 +36,7 @@ def turn_lines(turn: Turn) -> Iterator[str]:
     facts += [fact for fact in (turn.event, turn.error) if fact]
     facts += [f"notes {turn.memory.value}"] if turn.memory else []
     facts += [f"version {turn.policy_version}"] if turn.policy_version else []
-    yield f"   = {', '.join(facts)}"
+    yield f"   = {_indented(', '.join(facts))}"
 
 
 def _indented(text: str) -> str:

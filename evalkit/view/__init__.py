@@ -1,4 +1,4 @@
-"""A folder of runs as web pages: `evalkit view`. Reads the folder, writes nothing, plays nothing.
+"""A folder of runs as web pages: `evalkit view`. Its own pages read the folder and change nothing.
 
 The way of a request: `server` (sockets, the standard library's HTTP server: pages for one person
 need no other) makes a `routes.Request` of it, `guard` decides whether it is answered at all,
@@ -7,7 +7,8 @@ outside), `live` (what a run has played so far, each line of it read once), `rep
 `evalkit.show.html`, which stands in a frame and is exchanged when the run has grown) and `pages`,
 `index`, `episodes` (all other HTML).
 
-More pages, the debugger's for one, are routes given to `app.View`:
+More pages are routes given to `app.View`. The debugger's (`evalkit.debug.page`) play episodes, ask
+models, and write a fork beside the run when "Save as a run" is pressed:
 
     from evalkit.view.app import View
     from evalkit.view.pages import page

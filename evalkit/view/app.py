@@ -77,7 +77,7 @@ class View:
             status = status if isinstance(error, UsageError) else 500
             return _failed(request, status, str(error))
         except Exception as error:  # a page that fails must not end the server: the next is asked
-            logger.exception("%s %s", request.method, request.path)
+            logger.exception("%s %r", request.method, request.path)
             return _failed(request, 500, f"this page failed: {error!r}")
 
     def _index(self, request: Request, _: Mapping[str, str]) -> Response:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -78,6 +79,8 @@ class Entry:
     n_seeds: int = 0
     k: int = 1
     shard: str = ""
+    fork: str = ""
+    """At which turn it was forked from another run, where it was."""
     played: int = 0
     """Episodes finished, those lost to errors too."""
     total: int = 0
@@ -119,7 +122,10 @@ class RunFolder:
 
     def entries(self) -> list[Entry]:
         """Return all runs, the latest first."""
-        found = [self.entry(name) for name in self.names()]
+        found = []
+        for name in self.names():
+            with suppress(NotFound):  # it was removed meanwhile
+                found.append(self.entry(name))
         return sorted(found, key=lambda entry: (entry.date, entry.name), reverse=True)
 
     def run(self, name: str) -> RunDir:
@@ -131,7 +137,8 @@ class RunFolder:
         """
         path = self.root / name
         hidden = any(part.startswith(".") for part in Path(name).parts)
-        if "\0" in name or hidden or not self.holds(path / "manifest.json"):
+        plain = "\0" not in name and Path(name).as_posix() == name  # one name for each run
+        if hidden or not plain or not self.holds(path / "manifest.json"):
             raise NotFound(f"there is no run {name} in {self.root}")
         return RunDir(path)
 
@@ -275,6 +282,7 @@ def _asked(name: str, manifest: Mapping[str, Any]) -> Entry:
     config, env = manifest["config"], manifest["env"]
     seeds = config["seeds"]
     shard = str(manifest.get("shard") or "")
+    fork = manifest.get("fork")
     n_seeds = len(Shard.parse(shard).of(seeds)) if shard else len(seeds)
     return Entry(
         name=name,
@@ -285,6 +293,7 @@ def _asked(name: str, manifest: Mapping[str, Any]) -> Entry:
         n_seeds=n_seeds,
         k=int(config["k"]),
         shard=shard,
+        fork="" if fork is None else f"fork at turn {fork['turn']}",
         total=n_seeds * int(config["k"]) * len(manifest["arms"]),
         may_stop_early=config.get("stop") is not None,
         started_at=str(manifest["started_at"]),

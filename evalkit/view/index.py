@@ -112,6 +112,7 @@ def _row(entry: Entry) -> str:
         for side in "ab"
     )
     more = f", shard {esc(entry.shard)}" if entry.shard else ""
+    more += f", {esc(entry.fork)}" if entry.fork else ""
     if entry.config_digest not in entry.name:
         more += f", config {esc(entry.config_digest)}"
     done = f"{entry.played:,}"

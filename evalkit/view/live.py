@@ -117,11 +117,11 @@ class Played:
 
         """
         with self._lock:
-            grown, unread = self._numbers, self._unread
-            self._unread = {}
+            grown, unread, places = self._numbers, self._unread, dict(self._unread)
             lost = [ended.place for ended in self.ended.values() if not ended.scored]
-        for played in _read(unread.values(), parsed):
+        for key, played in zip(places, _read(places.values(), parsed), strict=True):
             grown[played["key"]["arm"]].add(played)
+            del unread[key]  # what cannot be read stays: it is damage each time
         numbers = {arm: _with_own_counters(each) for arm, each in grown.items()}
         for played in _read(lost, parsed):  # may be played again, so it is never counted for good
             numbers[played["key"]["arm"]].add(played)
@@ -224,6 +224,5 @@ def _new_lines(path: Path, growth: _Growth) -> Iterator[tuple[int, bytes]]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
-            offset = growth.offset
-            growth.offset += len(line)
-            yield offset, line[:-1]
+            yield growth.offset, line[:-1]
+            growth.offset += len(line)  # a line that could not be taken in is read again

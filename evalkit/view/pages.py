@@ -95,6 +95,7 @@ def files_page(entry: Entry, files: Sequence[tuple[str, int]], *, alone: bool) -
     )
     facts = {
         "state": words(entry),
+        "kind": entry.fork,
         "env": entry.env,
         "parameters": arguments(entry),
         "seeds": f"{entry.n_seeds}" + (f", each {entry.k} times" if entry.k > 1 else ""),

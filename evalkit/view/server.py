@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,6 +59,11 @@ class Server(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of browsers that have gone; the rest as ever."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -76,21 +83,32 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if not length.isascii() or not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            self.close_connection = True
-            self.send_error(413, f"a body has at most {MAX_BODY_BYTES} bytes")
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        if len(lengths) > 1 or "Transfer-Encoding" in self.headers:
+            self._refuse(400, "a body has one Content-Length, and no Transfer-Encoding")
             return
-        split = urlsplit(self.path)
+        if not re.fullmatch("[0-9]{1,9}", lengths[0]) or int(lengths[0]) > MAX_BODY_BYTES:
+            self._refuse(413, f"a body has at most {MAX_BODY_BYTES} bytes")
+            return
+        try:
+            split = urlsplit(self.path)
+        except ValueError:
+            self._refuse(400, "that is no address")
+            return
         request = Request(
             method=self.command,
             path=split.path,
             query=dict(parse_qsl(split.query, keep_blank_values=True, errors="replace")),
             headers={name.lower(): value for name, value in self.headers.items()},
-            body=self.rfile.read(int(length)),
+            body=self.rfile.read(int(lengths[0])),
         )
         with suppress(ConnectionError, TimeoutError):  # whoever asked is gone
             self._send(cast("Server", self.server).answer(request))
+
+    def _refuse(self, status: int, said: str) -> None:
+        """Answer what cannot be read, and read nothing more."""
+        self.close_connection = True
+        self.send_error(status, said)
 
     def _send(self, response: Response) -> None:
         body = response.body
