@@ -57,22 +57,18 @@ def _check(path: Path) -> int:
 
 
 def _show(path: Path, typed: Namespace) -> int:
-    from evalkit.record.rundir import RunDir, TrajectoryFile  # noqa: PLC0415
+    from evalkit.record.chosen import read_chosen, sources  # noqa: PLC0415
+    from evalkit.record.rundir import RunDir  # noqa: PLC0415
     from evalkit.show.replay import replay_lines  # noqa: PLC0415
 
     rundir = RunDir.open(path)
-    wanted = [
-        trajectory
-        for trajectory in TrajectoryFile(rundir.trajectories_path)
-        if trajectory.key.env_seed == typed.seed
-        and trajectory.key.repetition == typed.repetition
-        and typed.arm in (None, trajectory.key.arm)
-    ]
+    arms = [str(arm["name"]) for arm in rundir.manifest()["arms"]]
+    asked = arms if typed.arm is None else [typed.arm]
+    wanted = read_chosen(sources(rundir, asked), [(typed.seed, typed.repetition)])
     if not wanted:
-        arms = ", ".join(arm["name"] for arm in rundir.manifest()["arms"])
         raise BadConfig(
             f"{path} has no finished episode of seed {typed.seed}, "
-            f"repetition {typed.repetition}; its arms are {arms}"
+            f"repetition {typed.repetition}; its arms are {', '.join(arms)}"
         )
-    print("\n\n".join("\n".join(replay_lines(trajectory)) for trajectory in wanted))
+    print("\n\n".join("\n".join(replay_lines(wanted[key])) for key in sorted(wanted)))
     return 0

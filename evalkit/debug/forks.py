@@ -31,6 +31,8 @@ from evalkit.record.trajectory import Trajectory
 from evalkit.run import discarded_if_refused, finish
 
 Change = tuple[InterventionKind, str]
+MAX_ORIGIN_CHARS = 120
+"""A fork is named after its parent, as far as forks of forks still make the name of a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +192,7 @@ def _manifest(
     named = orjson.dumps([record, described["config_digest"]], option=orjson.OPT_SORT_KEYS)
     seed = episode.key.env_seed
     name = hashlib.sha256(named).hexdigest()[:8]
-    run_id = f"{origin_run_id(episode)}-s{seed}-t{turn}-{name}"
+    run_id = f"{origin_run_id(episode)[:MAX_ORIGIN_CHARS]}-s{seed}-t{turn}-{name}"
     return {**described, "run_id": run_id, "fork": record}
 
 

@@ -35,5 +35,5 @@ class Intervention:
     """The new text, action, model, strategy or repetition."""
 
 
-IN_ANSWERS = {InterventionKind.REPLY, InterventionKind.ACTION, InterventionKind.MODEL}
-"""Interventions that lie in the recorded answers."""
+SAID = {InterventionKind.REPLY, InterventionKind.ACTION}
+"""Interventions that are an answer, in the record as any other."""

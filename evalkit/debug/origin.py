@@ -6,8 +6,8 @@ may play it, connected when they are first asked. Writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,8 @@ from evalkit.errors import BadConfig, DamagedRun
 from evalkit.play.policy import Ask, Completion, Policy
 from evalkit.play.rollout import Arm
 from evalkit.play.strategies import parse_strategy
-from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.chosen import read_chosen, sources
+from evalkit.record.rundir import RunDir
 from evalkit.record.trajectory import Key, Trajectory
 from evalkit.specs import ModelSpec, parse_model
 
@@ -87,26 +88,25 @@ class RecordedRun:
 
         Raises:
             BadConfig: there is no run, or its env is not what it was.
+            DamagedRun: its manifest is not what evalkit writes.
 
         """
         self.rundir = RunDir.open(path)
         self.manifest = self.rundir.manifest()
         if self.manifest.get("imported") is not None:
             raise BadConfig(f"{path} was imported: there is no env to replay its episodes in")
-        known = {name: self.manifest["config"][name] for name in KEPT}
+        with _read_from(self.rundir):
+            known = {name: self.manifest["config"][name] for name in KEPT}
+            env_id_, was, version = (self.manifest["env"][k] for k in ("id", "digest", "version"))
+            self.names = [str(entry["name"]) for entry in self.manifest["arms"]]
+            """The arms."""
         self._config = RunConfig.read({**known, "model": "noop"}, f"{self.rundir.manifest_path}")
         self.make_env = env_factory(self._config)
-        env = self.manifest["env"]
-        if digest(self.make_env()) != env["digest"]:
+        if digest(self.make_env()) != was:
             raise BadConfig(
-                f"the env {env['id']} is not what it was when {path} was played (version "
-                f"{env['version']}, digest {env['digest']}): its episodes cannot be replayed"
+                f"the env {env_id_} is not what it was when {path} was played (version "
+                f"{version}, digest {was}): its episodes cannot be replayed"
             )
-
-    @property
-    def names(self) -> list[str]:
-        """The arms."""
-        return [entry["name"] for entry in self.manifest["arms"]]
 
     def find(self, seed: int, arm: str | None, repetition: int) -> Trajectory:
         """Return the finished episode.
@@ -118,9 +118,9 @@ class RecordedRun:
         if arm is None and len(self.names) > 1:
             raise BadConfig(f"--arm is missing: the run's arms are {', '.join(self.names)}")
         key = Key(env_seed=seed, repetition=repetition, arm=arm or self.names[0])
-        for known, line in TrajectoryFile(self.rundir.trajectories_path).lines():
-            if known == key:
-                return Trajectory.from_json(line)
+        found = read_chosen(sources(self.rundir, [key.arm]), [(seed, repetition)])
+        if key in found:
+            return found[key]
         raise BadConfig(
             f"{self.rundir.path} has no finished episode of seed {seed}, repetition {repetition}, "
             f"arm {key.arm}; its arms are {', '.join(self.names)}"
@@ -129,28 +129,30 @@ class RecordedRun:
     def arm(self, name: str, run_id: str) -> Arm:
         """Return an arm of the run as its episodes begin; its policy is not there."""
         entry = self._entry(name)
-        fork = self.manifest.get("fork")
-        strategy = entry["strategy"] if fork is None else fork["strategy"]
-        return _arm(self._config, name, strategy, guided=entry["guided"], run_id=run_id)
+        with _read_from(self.rundir):
+            fork = self.manifest.get("fork")
+            strategy = entry["strategy"] if fork is None else fork["strategy"]
+            return _arm(self._config, name, strategy, guided=entry["guided"], run_id=run_id)
 
     def began_as(self, key: Key) -> tuple[Key, tuple[Intervention, ...]]:
         """Return the key under which an episode begins, and what was changed in it."""
         fork = self.manifest.get("fork")
         if fork is None:
             return key, ()
-        if fork.get("format") != FORK_FORMAT:
+        if not isinstance(fork, dict) or fork.get("format") != FORK_FORMAT:
             raise DamagedRun(f"{self.rundir.manifest_path}: expected a fork of {FORK_FORMAT}")
-        made = [
-            Intervention(**{**row, "kind": InterventionKind(row["kind"])})
-            for row in fork["interventions"]
-        ]
-        repetitions = [int(m.value) for m in made if m.kind is InterventionKind.REPETITION]
-        if [*repetitions[-1:], fork["repetition"]][0] != key.repetition:
-            change = str(key.repetition)
-            kind = InterventionKind.REPETITION
-            made.append(Intervention(turn=fork["turn"], kind=kind, value=change))
-        began = Key(env_seed=key.env_seed, repetition=fork["repetition"], arm=key.arm)
-        return began, tuple(made)
+        with _read_from(self.rundir):
+            made = [
+                Intervention(**{**row, "kind": InterventionKind(row["kind"])})
+                for row in fork["interventions"]
+            ]
+            repetitions = [int(m.value) for m in made if m.kind is InterventionKind.REPETITION]
+            if [*repetitions[-1:], fork["repetition"]][0] != key.repetition:
+                change = str(key.repetition)
+                kind = InterventionKind.REPETITION
+                made.append(Intervention(turn=fork["turn"], kind=kind, value=change))
+            began = Key(env_seed=key.env_seed, repetition=fork["repetition"], arm=key.arm)
+            return began, tuple(made)
 
     def episode(
         self, trajectory: Trajectory, model: str | None = None, **settings: object
@@ -163,8 +165,9 @@ class RecordedRun:
         """
         name = trajectory.key.arm
         entry = self._entry(name)
-        label, spec, _ = self._seat(name)
-        if model is None and self.manifest["policy"] is not None:
+        with _read_from(self.rundir):
+            label, spec, _ = self._seat(name)
+        if model is None and self.manifest.get("policy") is not None:
             raise BadConfig(
                 f"{self.rundir.path} was played by a Python object, {self.manifest['policy']}: "
                 "name a --model"
@@ -212,6 +215,15 @@ class RecordedRun:
             if arm_name(config, label, strategy, guided=guided) == name:
                 return label, spec, strategy
         raise DamagedRun(f"{self.rundir.manifest_path}: its config makes no arm {name}")
+
+
+@contextmanager
+def _read_from(rundir: RunDir) -> Iterator[None]:
+    """Say of a manifest that is not what was written which one it is."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRun(f"{rundir.manifest_path} is not what evalkit writes: {error!r}") from error
 
 
 class Models:

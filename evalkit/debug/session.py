@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from evalkit.debug.interventions import IN_ANSWERS, Intervention, InterventionKind
+from evalkit.debug.interventions import SAID, Intervention, InterventionKind
 from evalkit.debug.recorded import Recording, turn_difference
 from evalkit.errors import BadConfig, CallFailed, ContextOverflow, ReplayDiffers
 from evalkit.play.contract import EnvRaised, env_contract
@@ -145,6 +145,8 @@ class Debugger:
             stop = self.rollout.act(ask, completion)
             if following:
                 self._require_same(self.rollout.turns[-1])
+                before = [made for made in self.interventions if made.turn < self.turn - 1]
+                self.interventions = [*before, *self._planned_in(self.turn - 1)]
             if stop is None:
                 self._enter_turn()
             else:
@@ -207,14 +209,13 @@ class Debugger:
             self._apply(made)
         except EnvRaised as raised:
             raise BadConfig(f"the env raised {raised.__cause__!r}") from raised
-        self.interventions.append(made)
+        self._note_change(made)
 
     def use(self, policy: Policy, name: str) -> None:
         """Let another policy, called `name`, play from here."""
         self._require_going_on()
         self.live, self._pending = policy, None
-        made = Intervention(turn=self.turn, kind=InterventionKind.MODEL, value=name)
-        self.interventions.append(made)
+        self._note_change(Intervention(turn=self.turn, kind=InterventionKind.MODEL, value=name))
 
     async def fork(self, turn: int) -> Debugger:
         """Return a debugger that has replayed the turns before `turn`, and goes on live.
@@ -253,11 +254,21 @@ class Debugger:
             )
         )  # fmt: skip
         if set(self.interventions) <= set(self._planned):
-            for made in self._planned:
-                if made.turn == self.turn and made.kind not in IN_ANSWERS:
+            for made in self._planned_in(self.turn):
+                if made.kind in SAID:  # written down when the recorded answer is taken
+                    continue
+                if made.kind is not InterventionKind.MODEL:
                     self._apply(made)
-                if made.turn == self.turn:
-                    self.interventions.append(made)
+                self.interventions.append(made)
+
+    def _planned_in(self, turn: int) -> list[Intervention]:
+        return [made for made in self._planned if made.turn == turn]
+
+    def _note_change(self, made: Intervention) -> None:
+        """Write a change down; a reply that was put in before it is not taken any more."""
+        here = self.turn
+        kept = [each for each in self.interventions if each.turn < here or each.kind not in SAID]
+        self.interventions = [*kept, made]
 
     async def _answer(self) -> tuple[Ask, Completion]:
         rollout, before = self.rollout, self.rollout.history

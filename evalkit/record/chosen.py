@@ -15,6 +15,9 @@ from evalkit.record.journal import read_lines
 from evalkit.record.rundir import RunDir
 from evalkit.record.trajectory import FORMAT, Key, Trajectory
 
+MAX_WHOLE = (1 << 63) - 1
+"""The greatest whole number that a line can hold."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -43,6 +46,8 @@ def read_chosen(
     """
     wanted: dict[Path, dict[bytes, list[Key]]] = {}
     for seed, repetition in episodes:
+        if max(abs(seed), abs(repetition)) > MAX_WHOLE:
+            continue
         for name, source in found_in.items():
             there = Key(env_seed=seed, repetition=repetition, arm=source.arm)
             keys = wanted.setdefault(source.path, {}).setdefault(_begin(there), [])

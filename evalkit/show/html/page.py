@@ -44,8 +44,7 @@ from evalkit.show.html.episodes import episode_data
 from evalkit.show.html.head import headline
 from evalkit.show.html.markup import Figure, data_block, define, esc, unbroken
 from evalkit.show.qualified import qualifications
-from evalkit.show.report import INTERVALS_NOTE, Report, table_cells
-from evalkit.show.sequential import STOPPED_NOTE
+from evalkit.show.report import Report, table_cells
 
 
 def write_page(path: Path, report: Report, rundir: RunDir | None = None) -> None:
@@ -128,12 +127,12 @@ def _arms(report: Report) -> str:
 
 def _notes(report: Report) -> str:
     """Return what qualifies the table."""
-    first = [INTERVALS_NOTE, *([STOPPED_NOTE] if report.sequential else [])]
+    first = report.general_notes
     for arm, found in report.numbers.items():
         if found.n_error:
             lost = f"{found.n_error:,} of {found.stops.total():,} episodes"
             first.append(f"`{arm}`: {lost} were lost to errors and are not scored.")
-    others = list(qualifications(report.summary, report.numbers, report.compared))
+    others = list(qualifications(report.summary, report.numbers, report.of_fixed_size))
     more = f"<summary>What else qualifies these numbers</summary>{_paragraphs(others)}"
     return _paragraphs(first) + (f'<details class="more">{more}</details>' if others else "")
 

@@ -14,7 +14,7 @@ from evalkit.debug.check import check_run
 from evalkit.debug.forks import Change, Forked, fork
 from evalkit.debug.interventions import InterventionKind
 from evalkit.debug.origin import Episode, Models, RecordedRun
-from evalkit.errors import BadConfig, ReplayDiffers, RunFailed
+from evalkit.errors import BadConfig, DamagedRun, ReplayDiffers, RunFailed
 from evalkit.leaderboard import leaderboard
 from evalkit.record.journal import read_journal
 from evalkit.record.rundir import RunDir, TrajectoryFile
@@ -248,3 +248,55 @@ def test_a_record_of_another_format_is_refused(tmp_path: Path) -> None:
     RunDir(made.path).write_manifest(manifest)
     with pytest.raises(RunFailed, match="expected a fork of fork/1"):
         asyncio.run(check_run(made.path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"arms": 1},
+        {"config": []},
+        {"env": {"id": "key_door"}},
+        {"fork": []},
+        {"fork": {"format": "fork/1", "strategy": "NO_HISTORY", "interventions": [{"turn": 1}]}},
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, damage: dict[str, Any]) -> None:
+    path = run_of(tmp_path).path
+    file = path / "manifest.json"
+    file.write_bytes(orjson.dumps({**orjson.loads(file.read_bytes()), **damage}))
+    with pytest.raises(DamagedRun, match=r"manifest\.json"):
+        forked(path, 1)
+
+
+def test_a_run_of_which_another_episode_is_damaged_can_be_forked(tmp_path: Path) -> None:
+    path = run_of(tmp_path).path
+    with (path / "trajectories.jsonl").open("ab") as file:
+        file.write(b"{}\n")
+    assert forked(path, 1, (ACTION, "up")).path.is_dir()
+
+
+def test_a_seed_that_no_record_can_hold_is_none(tmp_path: Path) -> None:
+    run = RecordedRun(run_of(tmp_path).path)
+    with pytest.raises(BadConfig, match="no finished episode of seed 99999999999999999999,"):
+        run.find(99999999999999999999, None, 0)
+
+
+def test_a_fork_does_not_claim_the_reply_of_the_turn_that_it_plays_anew(tmp_path: Path) -> None:
+    reply = (InterventionKind.REPLY, "zzz <action>interact</action>")
+    parent = forked(run_of(tmp_path).path, 1, (InterventionKind.OBSERVATION, "fog"), reply)
+    child = forked(parent.path, 1)
+    assert child.futures[0].turns[1].completion != parent.futures[0].turns[1].completion
+    made = RunDir(child.path).manifest()["fork"]["interventions"]
+    assert [change["kind"] for change in made] == ["observation"]
+    later = forked(parent.path, 2)
+    made = RunDir(later.path).manifest()["fork"]["interventions"]
+    assert [change["kind"] for change in made] == ["observation", "reply"]
+    for path in (child.path, later.path):
+        assert asyncio.run(check_run(path)).differences == []
+
+
+def test_a_fork_of_a_long_line_of_forks_has_a_name_that_a_folder_can_have(tmp_path: Path) -> None:
+    path = run_of(tmp_path).path
+    file = path / "manifest.json"
+    file.write_bytes(orjson.dumps({**orjson.loads(file.read_bytes()), "run_id": "r" * 250}))
+    assert forked(path, 1).path.name.startswith("r" * 120 + "-s3-t1-")

@@ -315,3 +315,18 @@ def test_a_text_that_no_file_can_hold_changes_nothing(kind: InterventionKind) ->
     with pytest.raises(BadConfig, match="not UTF-8"):
         debugger.intervene(kind, "a\ud800")
     assert (debugger.interventions, debugger.pending) == ([], None)
+
+
+def test_a_reply_that_is_not_taken_is_not_written_down() -> None:
+    debugger = at(1)
+    debugger.intervene(InterventionKind.REPLY, "<action>up</action>")
+    debugger.intervene(InterventionKind.OBSERVATION, "fog")
+    fog = Intervention(turn=1, kind=InterventionKind.OBSERVATION, value="fog")
+    assert debugger.interventions == [fog]
+    debugger.intervene(InterventionKind.REPLY, "<action>up</action>")
+    debugger.intervene(InterventionKind.ACTION, "interact")
+    forced = Intervention(turn=1, kind=InterventionKind.ACTION, value="interact")
+    assert debugger.interventions == [fog, forced]
+    debugger.use(ARM.policy, "other")
+    model = Intervention(turn=1, kind=InterventionKind.MODEL, value="other")
+    assert debugger.interventions == [fog, model]

@@ -150,7 +150,12 @@ def test_a_browser_that_goes_is_not_talked_about(
 ) -> None:
     with serving(View(runs)) as server:
         handled = threading.Event()
-        monkeypatch.setattr(server, "close_request", lambda _: handled.set())
+
+        def closed(request: socket.socket) -> None:
+            request.close()
+            handled.set()
+
+        monkeypatch.setattr(server, "close_request", closed)
         raw = socket.create_connection(("127.0.0.1", server.port), timeout=5)
         raw.sendall(b"GET / HTTP/1.1\r\nHo")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
