@@ -29,7 +29,8 @@ def compare(
     than `margin` count as equivalent.
 
     Raises:
-        BadConfig: fewer than two runs, not finished, or not the same env with the same parameters.
+        BadConfig: fewer than two runs, not finished, or not the same env with the same parameters;
+            a margin outside (0, 1).
 
     """
     reports = compare_many(*runs, names=names, margin=margin)
@@ -50,6 +51,8 @@ def compare_many(
         BadConfig: as `compare`, or an env that only one of the runs played.
 
     """
+    if margin is not None and not 0.0 < margin < 1.0:
+        raise BadConfig(f"a margin is a difference of rates, between 0 and 1, not {margin}")
     paths = [run.path if isinstance(run, Run) else Path(run) for run in runs]
     if len(paths) < 2:
         raise BadConfig(f"expected two runs or more to compare, found {len(paths)}")
@@ -110,7 +113,9 @@ def _report(sides: Sequence[_Side], margin: float | None) -> Report:
             arms[-1].append(name)
     pairs = [pair for a, b in combinations(arms, 2) for pair in product(a, b)]
     references = kept_references(sides[0].manifest)
-    return replace(make_report(numbers, known, references, pairs, margin), sources=sources)
+    report = make_report(numbers, known, references, pairs, margin)
+    stopped = [side.name for side in sides if side.manifest["config"].get("stop")]
+    return replace(report, sources=sources, stopped=stopped)
 
 
 def _together(reports: Sequence[Report]) -> list[Report]:

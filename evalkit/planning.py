@@ -30,6 +30,16 @@ class Question:
     power: float = 0.8
     alpha: float = 0.05
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers that no design has."""
+        for name, size in (("seeds", self.seeds), ("k", self.k)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is at least 1, not {size}")
+        if not 0.0 < self.alpha < self.power < 1.0:
+            raise ValueError(
+                f"expected 0 < alpha < power < 1, got alpha={self.alpha}, power={self.power}"
+            )
+
     def answer(self, rate: float, rho: float, k: int) -> Iterator[str]:
         """Say what the seeds can show over a success rate, and what the effect would need."""
         power, alpha = self.power, self.alpha
@@ -38,7 +48,9 @@ class Question:
             yield detectable_line(
                 gain, baseline=rate, seeds=self.seeds, rho=rho, k=k, power=power, alpha=alpha
             )
-        if self.effect:
+        if self.effect and not 0.0 <= rate + self.effect <= 1.0:
+            yield f"no success rate is {100 * self.effect:+.1f} points from {100 * rate:.1f} %"
+        elif self.effect:
             yield from plan_lines(plan(rate, self.effect, rho=rho, k=k, power=power, alpha=alpha))
 
 
@@ -48,6 +60,10 @@ def plan_from_numbers(baseline: float, question: Question) -> Iterator[str]:
         raise ValueError(f"expected a baseline in [0, 1], got {baseline}")
     if question.effect == 0.0:
         raise ValueError("expected an effect other than 0")
+    if question.effect is not None and not 0.0 <= baseline + question.effect <= 1.0:
+        raise ValueError(
+            f"expected baseline + effect in [0, 1], got {baseline} and {question.effect}"
+        )
     yield from question.answer(baseline, question.rho or 0.0, question.k or 1)
     if question.rho is None:
         yield (

@@ -18,17 +18,22 @@ _PLACE = re.compile(
     r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)|\brow\s*(-?\d+)\s*,?\s*(?:and\s*)?col(?:umn)?\s*(-?\d+)",
     re.IGNORECASE,
 )
-_TOPIC = re.compile(r"\b(key|door|empty|nothing|visited)\b", re.IGNORECASE)
+_TOPIC = re.compile(r"\b(no (?:key|door)|key|door|empty|nothing|visited)\b", re.IGNORECASE)
+_SAID_AFTER = re.compile(
+    r"\s*(?:[:=]|-+>?|is|was|has|holds|contains)\s*(?:the |an? )?" + _TOPIC.pattern, re.IGNORECASE
+)
 _WITHOUT = re.compile(
-    r"\bno key\b|\bkey: no\b|\bhands?( are| is)? empty|\bempty hands?\b"
+    r"\bno key\b(?! (?:at|in|here|there)\b)|\bkey\s*[:=]\s*no\b"
+    r"|\bhands?( are| is)? empty|\bempty hands?\b"
     r"|(\bnot|n't|\bnever|\bwithout) (yet )?"
     r"(carry\w*|hold\w*|have|has|got|found|pick\w*)[^,]*\bkey\b"
     r"|\b(carry\w*|hold\w*|have|has)( the| a)? key: no\b|\bwithout (the |a )?key\b",
     re.IGNORECASE,
 )
 _WITH = re.compile(
-    r"\b(carry\w*|hold\w*|have|has|got|took|picked up|picking up)( the| a| up)* key\b"
-    r"|\bkey( is| was|:)? ?(carried|taken|picked up|in hand|mine|yes)\b|\bwith the key\b",
+    r"(?<!\) )\b(carry\w*|hold\w*|have|has|got|took|picked up|picking up)( the| a| up)* key\b"
+    r"|\bkey( is| was|:)? ?(carried|taken|picked up|in hand|mine|yes)\b|\bwith the key\b"
+    r"|\b(inventory|holding|carrying|hands?)\s*[:=]\s*(the |a )?key\b",
     re.IGNORECASE,
 )
 
@@ -50,19 +55,25 @@ def read_claims(notes: str) -> dict[str, str]:
 
 
 def _places(sentence: str) -> dict[str, str]:
-    """Give every place to the topic named last before it."""
+    """Give every place to the topic said of it: "(0, 1): door", or else the last before it."""
     topics = [(found.start(), found[1].lower()) for found in _TOPIC.finditer(sentence)]
     claims: dict[str, str] = {}
     taken: set[int] = set()
     for found in _PLACE.finditer(sentence):
         row, column = (int(value) for value in found.groups() if value is not None)
         place = f"({row}, {column})"
+        after = _SAID_AFTER.match(sentence, found.end())
         before = [topic for topic in topics if topic[0] < found.start()]
-        if not before:
+        if after:
+            at, topic = after.start(1), after[1].lower()
+        elif before:
+            at, topic = before[-1]
+        else:
             continue
-        at, topic = before[-1]
-        if topic not in {"key", "door"}:
+        if topic in {"empty", "nothing", "visited"}:
             claims[place] = EMPTY
+        elif topic not in {"key", "door"}:  # that it is not here says not what is
+            continue
         elif at not in taken:  # of "door at (0, 1), (1, 1)" the first place is the door's
             taken.add(at)
             claims[topic] = place

@@ -25,8 +25,6 @@ def command(words: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="where to write (default: LAST/compare-FIRST)")
     typed = parser.parse_args(words)
-    if typed.margin is not None and not 0.0 < typed.margin < 1.0:
-        raise BadConfig(f"--margin is a difference of rates, between 0 and 1, not {typed.margin}")
     from evalkit.compared import compare_many  # noqa: PLC0415
     from evalkit.show.files import write_comparison  # noqa: PLC0415
 

@@ -22,15 +22,15 @@ def command(words: Sequence[str]) -> int:
     typed = _read(words)
     from evalkit.planning import Question, plan_from_numbers, plan_from_run  # noqa: PLC0415
 
-    question = Question(
-        effect=typed.effect,
-        seeds=typed.seeds,
-        rho=typed.rho,
-        k=typed.k,
-        power=typed.power,
-        alpha=typed.alpha,
-    )
     try:
+        question = Question(
+            effect=typed.effect,
+            seeds=typed.seeds,
+            rho=typed.rho,
+            k=typed.k,
+            power=typed.power,
+            alpha=typed.alpha,
+        )
         if typed.run is None:
             lines = list(plan_from_numbers(typed.baseline, question))
         else:
@@ -62,6 +62,4 @@ def _read(words: Sequence[str]) -> Namespace:
         raise BadConfig("give a RUN, or --baseline with --effect or --seeds (see --help)")
     if typed.run is None and (typed.effect is None) == (typed.seeds is None):
         raise BadConfig("with --baseline give --effect (how many seeds?) or --seeds (what effect?)")
-    if typed.seeds is not None and typed.seeds < 1:
-        raise BadConfig(f"--seeds is at least 1, not {typed.seeds}")
     return typed

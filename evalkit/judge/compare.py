@@ -138,7 +138,7 @@ def compare(
     if not shared:
         return Comparison(n_pairs=0, dropped_a=dropped_a, dropped_b=dropped_b, level=level)
     means_a, means_b = seed_means(a, shared), seed_means(b, shared)
-    diffs = _differences(means_a, means_b)
+    diffs = differences(means_a, means_b)
     rho, var_reduction = _pairing_gain(means_a, means_b, diffs)
     described = Comparison(
         n_pairs=len(shared),
@@ -217,20 +217,21 @@ def _judge_graded(described: Comparison, diffs: FloatArray, seed: int) -> Compar
     sd = float(diffs.std(ddof=1)) if spread else 0.0
     least = least_decidable(alpha)  # with fewer pairs no outcome of the sign-flip test decides
     known = spread and diffs.size >= least
+    diff = estimate.mean
+    if abs(diff) <= _ROUNDING * float(np.abs(diffs).max()):
+        diff = 0.0
     return replace(
         described,
-        diff=estimate.mean,
+        diff=diff,
         lo=_defined(estimate.lo),
         hi=_defined(estimate.hi),
         ci_method=estimate.method,
         test=PairedTest.SIGN_FLIP,
         p=sign_flip_permutation(diffs, seed=seed),
-        effect_size=estimate.mean / sd if spread else None,
+        effect_size=diff / sd if spread else None,
         mde80=minimum_detectable_effect(sd, diffs.size, 0.8, alpha) if known else None,
         n_for_observed=(
-            max(least, pairs_needed(estimate.mean, sd, 0.8, alpha))
-            if spread and estimate.mean
-            else None
+            max(least, pairs_needed(diff, sd, 0.8, alpha)) if spread and diff else None
         ),
     )
 
@@ -249,8 +250,8 @@ def _pairing_gain(
     return rho, 1.0 - var_diff / (var_a + var_b)
 
 
-def _differences(means_a: FloatArray, means_b: FloatArray) -> FloatArray:
-    """B minus A on each seed; what rounding alone made different counts as equal."""
+def differences(means_a: FloatArray, means_b: FloatArray) -> FloatArray:
+    """B minus A on each seed, shape (n_seeds,); what rounding alone set apart counts as equal."""
     diffs = means_b - means_a
     diffs[np.abs(diffs) <= _ROUNDING * np.maximum(np.abs(means_a), np.abs(means_b))] = 0.0
     return diffs

@@ -5,6 +5,7 @@ Works on the reports of the cells. Must not know how they were played.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,7 +159,9 @@ def _baselines(
 
 def _player(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Name what stays when only the strategy changes."""
-    return row["model"], row["base_url_host"], row["guided"]
+    strategy = re.sub(r"[^A-Za-z0-9_]+", "_", row["strategy"]).strip("_")
+    label = [part for part in row["arm"].split(".") if part != strategy]
+    return row["model"], row["base_url_host"], row["guided"], *label
 
 
 def _against(cell: Cell, row: Mapping[str, Any], baseline: Mapping[str, Any]) -> Compared | None:
@@ -249,13 +252,13 @@ def _baseline_columns(
 
 
 _NOTE = (
-    "Every arm is compared on success with the arm of its model that has no history; p-values are "
-    "Holm's over all of these. Notes: recall is the share of facts the episode had shown that the "
-    "notes state rightly, precision the share of what they state that is right, both at the start "
-    "of every turn but the first."
+    "Every arm is compared on success with its baseline, the arm of its model that has no history "
+    "(or else its model's first); p-values are Holm's over all of these. Notes: recall is the "
+    "share of facts the episode had shown that the notes state rightly, precision the share of "
+    "what they state that is right, both at the start of every turn but the first."
 )
 _HEADS = {
-    "Success": ("env", "arm", "success", "95 % CI", "against no history", "p (Holm)", "verdict"),
+    "Success": ("env", "arm", "success", "95 % CI", "against its baseline", "p (Holm)", "verdict"),
     "Price": ("env", "arm", "turns", "tokens a turn", "tokens a success", "a success gained"),
     "Notes": ("env", "arm", "recall", "95 % CI", "precision", "replies without notes"),
 }
@@ -292,7 +295,9 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     if column in _SHARES:
         return share(value)
     if column == "diff":
-        return f"{100 * value:+.1f} points ({100 * row['lo']:+.1f}..{100 * row['hi']:+.1f})"
+        known = row["lo"] is not None and row["hi"] is not None
+        bounds = f" ({100 * row['lo']:+z.1f}..{100 * row['hi']:+z.1f})" if known else ""
+        return f"{100 * value:+z.1f} points{bounds}"
     return {"p_holm": p_value, "turns_mean": "{:.1f}".format}.get(column, "{:,.0f}".format)(value)
 
 

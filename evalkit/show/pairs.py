@@ -15,7 +15,14 @@ import numpy as np
 
 from evalkit.judge.betting import e_path
 from evalkit.judge.bounds import DifferenceBounds, worst_case_repeated
-from evalkit.judge.compare import Comparison, Decision, compare, decide, seed_means
+from evalkit.judge.compare import (
+    Comparison,
+    Decision,
+    compare,
+    decide,
+    differences,
+    seed_means,
+)
 from evalkit.judge.equivalence import Equivalence, tost_paired, tost_proportions
 from evalkit.judge.intervals import FloatArray, Interval
 from evalkit.judge.multiple import e_bh, holm
@@ -180,7 +187,7 @@ def _compare_pair(
 def _differences(a: Mapping[int, Sequence[float]], b: Mapping[int, Sequence[float]]) -> FloatArray:
     """Return the difference of every shared seed, in the order of the seeds."""
     shared = sorted(a.keys() & b.keys())
-    return seed_means(b, shared) - seed_means(a, shared)
+    return differences(seed_means(a, shared), seed_means(b, shared))
 
 
 def _newcombe(found: Comparison) -> Interval | None:

@@ -55,6 +55,8 @@ def detectable_line(
 ) -> str:
     """Say the smallest gain that a number of seeds shows."""
     times = f", {k} times each" if k > 1 else ""
+    if baseline >= 1.0:
+        return _spaced(f"no gain over {baseline:.1%} is possible")
     if math.isinf(gain):
         return _spaced(
             f"{seeds} seeds{times} show no gain over {baseline:.1%} with {power:.0%} power at "

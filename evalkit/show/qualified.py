@@ -81,8 +81,10 @@ def _turns(summary: Sequence[Mapping[str, Any]], compared: Sequence[Compared]) -
 
 
 def _span(value: float, lo: float | None, hi: float | None, sign: str = "") -> str:
-    bounds = "" if lo is None or hi is None else f" (95 % CI {lo:{sign}.2f}..{hi:{sign}.2f})"
-    return f"{value:{sign}.2f}{bounds}"
+    """Write a number with its interval, where there is one that is wider than a point."""
+    known = lo is not None and hi is not None and lo < hi
+    bounds = f" (95 % CI {lo:{sign}z.2f}..{hi:{sign}z.2f})" if known else ""
+    return f"{value:{sign}z.2f}{bounds}"
 
 
 def _worst_cases(success: Sequence[Compared]) -> Iterator[str]:
@@ -94,7 +96,7 @@ def _worst_cases(success: Sequence[Compared]) -> Iterator[str]:
         line = (
             f"`{each.b}` less `{each.a}`: {worst.n_missing} of {worst.n_seeds} seeds lack an "
             f"episode that was lost; however those had ended, the difference of success lies "
-            f"between {100 * worst.diff_lo:+.1f} and {100 * worst.diff_hi:+.1f} points"
+            f"between {100 * worst.diff_lo:+z.1f} and {100 * worst.diff_hi:+z.1f} points"
         )
         if each.decision in (Decision.BETTER, Decision.WORSE):
             held = "stands" if worst.robust else "does not stand"
@@ -103,14 +105,18 @@ def _worst_cases(success: Sequence[Compared]) -> Iterator[str]:
 
 
 def _tries(row: Mapping[str, Any]) -> str:
-    at_k, hat_k = (
-        f"{share(row[name])} ({share(row[f'{name}_lo'])} .. {share(row[f'{name}_hi'])})"
-        for name in ("pass_at_k", "pass_hat_k")
-    )
+    at_k, hat_k = (_rate(row, name) for name in ("pass_at_k", "pass_hat_k"))
     return (
         f"`{row['arm']}`: of {row['k']} tries at a seed at least one succeeds in {at_k} of seeds "
         f"(pass@{row['k']}), all in {hat_k} (pass^{row['k']})."
     )
+
+
+def _rate(row: Mapping[str, Any], name: str) -> str:
+    """Write a rate with its interval; one seed has none."""
+    lo, hi = row[f"{name}_lo"], row[f"{name}_hi"]
+    bounds = "" if lo is None or hi is None else f" ({share(lo)} .. {share(hi)})"
+    return f"{share(row[name])}{bounds}"
 
 
 def _repetitions(row: Mapping[str, Any], numbers: ArmNumbers) -> Iterator[str]:

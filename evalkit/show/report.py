@@ -45,19 +45,37 @@ class Report:
     """One per pair of arms, where the run was to stop when decided."""
     unfinished: str = ""
     """What is not played yet, in a sentence; empty of a run that came to its end."""
+    stopped: Sequence[str] = ()
+    """Runs compared here that ended on what they saw."""
     sources: Mapping[str, Source] = field(default_factory=dict)
     """Where the episodes of each arm lie, for who shows some of them."""
 
     @property
     def verdicts(self) -> list[str]:
-        """What a run stopped on, and what that saved; then one line per pair of arms and metric."""
-        return [*decisions(self.sequential), *map(verdict, self.of_fixed_size)]
+        """What a run stopped on, and what that saved; then one line per pair of arms and metric.
+
+        Arms without a seed in common have one line for all metrics.
+        """
+        said = [*decisions(self.sequential), *map(verdict, self.of_fixed_size)]
+        return list(dict.fromkeys(said))
 
     def word(self, compared: Compared) -> str:
         """Return a comparison's word in compare.csv; on what ended a run, that of its stop."""
         asked = (compared.a, compared.b, compared.metric.name)
         stops = {(each.a, each.b, each.deciding.value): each.word for each in self.sequential}
         return stops.get(asked) or decision_word(compared)
+
+    @property
+    def general_notes(self) -> list[str]:
+        """What a reader must know of all intervals and p-values."""
+        notes = [INTERVALS_NOTE, *([STOPPED_NOTE] if self.sequential else [])]
+        if self.stopped:
+            notes.append(
+                f"Ended on what they saw: {', '.join(self.stopped)}. e-values and anytime p hold "
+                "nevertheless; the other p-values and the intervals here are those of runs of "
+                "fixed size, and say too much."
+            )
+        return notes
 
     @property
     def of_fixed_size(self) -> list[Compared]:
@@ -117,7 +135,7 @@ def markdown(report: Report) -> str:
         ]
         lines += [""]
     lines += markdown_table(table_cells(report))
-    lines += ["", *_notes(report), ""]
+    lines += [*_notes(report), ""]
     return "\n".join(lines)
 
 
@@ -191,8 +209,10 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _notes(report: Report) -> list[str]:
-    """Return what a reader must know beside the numbers."""
-    notes = [INTERVALS_NOTE, *(["", STOPPED_NOTE] if report.sequential else [])]
+    """Return what a reader must know beside the numbers, a blank line before each."""
+    notes: list[str] = []
+    for line in report.general_notes:
+        notes += ["", line]
     for arm, numbers in report.numbers.items():
         counted = ", ".join(
             f"{outcome.value} {numbers.outcomes[outcome]}"
@@ -229,7 +249,11 @@ def _divergence_notes(report: Report) -> list[str]:
         line += "are identical, turn by turn."
         alike = all(rows[a][same] == rows[b][same] for same in ("strategy", "guided"))
         if differing and alike:
-            named = [f"seed {seed} turn {turn}" for seed, _, turn in differing[:20]]
+            several = rows[a]["k"] > 1 or rows[b]["k"] > 1
+            named = [
+                f"seed {seed} {f'repetition {repetition} ' * several}turn {turn}"
+                for seed, repetition, turn in differing[:20]
+            ]
             more = "..." if len(differing) > 20 else ""
             line += f" First turns that differ: {', '.join(named)}{more}"
         notes += ["", line]

@@ -21,9 +21,9 @@ SEQUENTIAL = (
     "format run_id a b metric n_pairs env_seed diff lo hi level log_e p_anytime verdict"
 ).split()
 STOPPED_NOTE = (
-    "This run looked after every seed and stopped on what it saw. The confidence sequence, the "
-    "e-value and the anytime p of its first verdict hold nevertheless; the other intervals and "
-    "p-values here and in the tables are those of a run of fixed size, and say too much."
+    "This run looked after every seed and stopped on what it saw. Confidence sequences, e-values "
+    "and anytime p, those of the verdicts it stopped on, hold nevertheless; the other intervals "
+    "and p-values here and in the tables are those of a run of fixed size, and say too much."
 )
 _POWER = 0.8
 _WORDS = {
@@ -247,8 +247,7 @@ def savings_words(found: Sequential) -> str:
     effect = _amount(found.deciding, abs(found.fixed.effect), signed=False)
     what = "the margin" if found.verdict is Verdict.EQUIVALENT else "the observed difference"
     paired, unpaired = (
-        f"{_fewer(found, size)} than the {size:,} of"
-        for size in (2 * found.fixed.paired, 2 * found.fixed.unpaired)
+        _fewer(found, size) for size in (2 * found.fixed.paired, 2 * found.fixed.unpaired)
     )
     return (
         f"{found.a} against {found.b} took {found.n_episodes:,} episodes: {paired} a paired run of "
@@ -269,12 +268,15 @@ def look_words(pair: Pair, look: Look, deciding: Deciding) -> str:
 
 
 def _fewer(found: Sequential, fixed: int) -> str:
-    """Say how many episodes and tokens fewer it took, or more."""
+    """Say how many episodes and tokens fewer it took, or more, than a number of episodes."""
     fewer = fixed - found.n_episodes
+    if not fewer:
+        return f"as many as the {fixed:,} of"
     each = found.tokens_per_episode
     tokens = "" if each is None else f", about {abs(fewer) * each:,.0f} tokens"
     word = "fewer" if fewer >= 0 else "more"
-    return f"{abs(fewer):,} {word} ({100 * abs(fewer) / fixed:.0f} %{tokens})"
+    share = f"{100 * abs(fewer) / fixed:.0f} %{tokens}"
+    return f"{abs(fewer):,} {word} ({share}) than the {fixed:,} of"
 
 
 def _evidence(look: Look) -> str:
@@ -296,7 +298,7 @@ def _amount(
 ) -> str:
     if value is None:
         return "?"
-    sign = "+" if signed else ""
+    sign = "+z" if signed else "z"  # z: no -0.0
     if deciding is Deciding.RETURN:
         return f"{value:{sign}.2f}"
     return f"{100 * value:{sign}.1f}" + (" points" if unit else "")

@@ -89,7 +89,7 @@ def p_value(p: float) -> str:
 def _amount(metric: Metric, value: float | None, *, unit: bool = True, signed: bool = True) -> str:
     if value is None:
         return "?"
-    sign = "+" if signed else ""
+    sign = "+z" if signed else "z"  # z: no -0.0
     if metric.name in _POINTS:
         return f"{100 * value:{sign}.1f}" + (" points" if unit else "")
     return f"{value:{sign}.2f}"

@@ -25,6 +25,12 @@ from envs.games.key_door_notes import CARRIED, EMPTY, read_claims
         ("I have not found the key", {CARRIED: "no"}),
         ("I don't have the key", {CARRIED: "no"}),
         ("You are (-1, 2) from your start. Key at (-1, 0)", {"key": "(-1, 0)"}),
+        ("(1, 1): empty, (0,2): door; room (2, 2) holds the key",
+         {"(1, 1)": EMPTY, "door": "(0, 2)", "key": "(2, 2)"}),
+        ("No key at (1, 1), no door in (0, 1)", {}),
+        ("I was at (2, 2) and the key is at (1, 2)", {"key": "(1, 2)"}),
+        ("Inventory: key", {CARRIED: "yes"}),
+        ("have key=no", {CARRIED: "no"}),
         ("Carrying the key: no. Nothing at (1, 2)", {CARRIED: "no", "(1, 2)": EMPTY}),
     ],
 )  # fmt: skip

@@ -184,3 +184,15 @@ def test_one_size_is_a_run_like_any_other(tmp_path: Path) -> None:
     assert main([*words, "--out", str(tmp_path)]) == 0
     (run,) = tmp_path.iterdir()
     assert json.loads((run / "manifest.json").read_text())["env"]["params"]["size"] == 3
+
+
+def test_two_labels_of_one_model_have_a_baseline_each(tmp_path: Path, server: FakeServer) -> None:
+    models = [f"a={server.url}#honest", f"b={server.url}#honest"]
+    asked = config(tmp_path, models, strategy="SCRATCHPAD,NO_HISTORY", seeds="0:2")
+    matrix = run_async(start_matrix(asked, {"max_turns": [3]}))
+    assert {row["arm"]: row["baseline"] for row in rows(matrix.path)} == {
+        "a.SCRATCHPAD": "a.NO_HISTORY",
+        "a.NO_HISTORY": "",
+        "b.SCRATCHPAD": "b.NO_HISTORY",
+        "b.NO_HISTORY": "",
+    }

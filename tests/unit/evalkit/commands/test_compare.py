@@ -42,9 +42,16 @@ def test_compare_judges_many_runs_and_envs_as_one_family(
     alone, together = rows[0], read_csv(key_door / "compare.csv")[0]
     assert (alone["p"], float(together["p_holm"])) == (together["p"], 6 * float(alone["p"]))
     assert "told apart" in (tic_tac_toe / "report.md").read_text()
+    assert "Ended on" not in (tic_tac_toe / "report.md").read_text()
+    stop = ["--model", "noop", "--model", "oracle", "--env", "key_door", "--stop", "decided"]
+    assert main([*stop, "--out", "stopped"]) == 0
+    (stopped,) = (folder / "stopped").iterdir()
+    assert main(["compare", three[0], str(stopped), "--names", "N,S", "--out", "late"]) == 0
+    assert "Ended on what they saw: S." in (folder / "late" / "report.md").read_text()
     for wrong, message in (
         (["--names", "A,B"], "expected 3 distinct names, one for each run"),
         (["--names", "A,B,"], "expected 3 distinct names"),
+        (["--margin", "0"], "a difference of rates, between 0 and 1, not 0.0"),
         ([runs["tic_tac_toe"][0]], "did not play the same env as the others did"),
     ):
         capsys.readouterr()

@@ -77,3 +77,35 @@ def test_the_correlation_is_that_of_episodes() -> None:
     assert _episode_rho(other["A"], other["B"]) == pytest.approx(0.0)
     always = arms_of(A="1111", B="0101")
     assert _episode_rho(always["A"], always["B"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--effect .1 -k 0", "k is at least 1, not 0"),
+        ("--effect .1 --alpha 2", "expected 0 < alpha < power < 1, got alpha=2.0, power=0.8"),
+        ("--effect .1 --power .01", "got alpha=0.05, power=0.01"),
+        ("--effect .6", "expected baseline + effect in [0, 1], got 0.5 and 0.6"),
+        ("--seeds -3", "seeds is at least 1, not -3"),
+    ],
+)
+def test_numbers_that_no_design_has_are_refused(
+    asked: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["power", "--baseline", ".5", *asked.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_effect_that_an_arm_cannot_have_is_said_and_the_others_are_planned(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = ["--model", "A=noop", "--model", "B=oracle", "--model", "C=oracle"]
+    assert main([*models, *SMALL]) == 0
+    (run,) = (folder / "results").iterdir()
+    capsys.readouterr()
+    assert main(["power", str(run), "--effect", ".5"]) == 0
+    said = capsys.readouterr().out
+    assert "50.0 % against 0.0 % success" in said
+    assert said.endswith(
+        "no gain over 100.0 % is possible\nno success rate is +50.0 points from 100.0 %\n"
+    )

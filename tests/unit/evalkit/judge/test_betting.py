@@ -192,7 +192,7 @@ def test_a_long_path_is_that_of_its_parts() -> None:
     expected = log_e_value(
         *(float(log_wealth(side, counts.tolist())) for side in (values, -values))
     )
-    assert log_e[-1] == pytest.approx(expected, abs=1e-8)
+    assert log_e[-1] == pytest.approx(expected, abs=1e-9)
     assert np.all(np.diff(p) <= 0.0)
     assert log_e[0] == pytest.approx(0.0 if diffs[0] == 0.0 else log_e[0])
     short, _ = e_path(diffs[:5_000])

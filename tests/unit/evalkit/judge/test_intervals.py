@@ -113,7 +113,7 @@ def test_single_values_give_the_ordinary_t_interval(values: list[float]) -> None
     assert estimate.method is IntervalMethod.T
     assert estimate.mean == pytest.approx(float(np.mean(values)), abs=1e-9 * scale)
     assert estimate.se == pytest.approx(se, abs=1e-9 * scale)
-    assert estimate.hi - estimate.mean == pytest.approx(half, abs=1e-8 * scale)
+    assert estimate.hi - estimate.mean == pytest.approx(half, rel=1e-9, abs=1e-9 * scale)
 
 
 @given(

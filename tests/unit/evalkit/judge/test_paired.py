@@ -117,7 +117,13 @@ def test_tango_limits_are_where_the_score_test_turns(
     n, z = both + a_only + b_only + neither, float(stats.norm.ppf(0.975))
     interval = paired_difference_interval(both, a_only, b_only, neither)
     for bound, side in ((interval.lo, z), (interval.hi, -z)):
-        assert _score_by_force(bound, a_only, b_only, n) == pytest.approx(side, abs=1e-8)
+        root = optimize.brentq(
+            lambda d, side=side: _score_by_force(d, a_only, b_only, n) - side,
+            bound - 1e-3,
+            bound + 1e-3,
+            xtol=1e-14,
+        )
+        assert bound == pytest.approx(float(root), abs=1e-9)
     between = np.linspace(interval.lo, interval.hi, 50)[1:-1]
     assert all(abs(_score_by_force(float(d), a_only, b_only, n)) < z for d in between)
 

@@ -33,6 +33,10 @@ def test_all_promises_are_checked_and_kept() -> None:
         case = f"a policy against itself, k={k}"
         assert ("false decisions: fixed test", case) in made
         assert ("false decisions: sequential test, a look after every pair", case) in made
+    lowest = {promise.case: promise.at_least for promise in found if "exact" in promise.case}
+    assert lowest == {
+        "blaker-adjusted, lowest of rates .02 to .98, exact": pytest.approx(0.935, abs=1e-6)
+    }
     told = {promise.name for promise in found if not promise.made}
     assert told == {"false decisions: t test, a look after every pair (not used)", "covers: mean"}
     methods = {promise.case.split(",")[0] for promise in found if "covers" in promise.name}

@@ -164,7 +164,7 @@ def test_the_unit_of_a_metric_does_not_matter() -> None:
     ten = judge_sequence(10 * diffs, StoppingRule(margin=2.0, span=10.0))
     assert ten.n_pairs == one.n_pairs
     assert ten.verdict is one.verdict
-    assert (ten.lo, ten.hi) == pytest.approx((10 * one.lo, 10 * one.hi), abs=1e-8)
+    assert (ten.lo, ten.hi) == pytest.approx((10 * one.lo, 10 * one.hi), abs=1e-9)
     assert ten.log_e == pytest.approx(one.log_e, abs=1e-9)
 
 

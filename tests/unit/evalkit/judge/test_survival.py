@@ -96,7 +96,7 @@ def test_without_cuts_it_is_the_mean_and_its_t_interval(turns: list[list[float]]
         clustered_mean([[min(t, 8.0) for t in seed] for seed in turns]),
     )
     assert (result.value, result.se) == pytest.approx((expected.mean, expected.se), abs=1e-9)
-    assert (result.lo, result.hi) == pytest.approx((expected.lo, expected.hi), abs=1e-8)
+    assert (result.lo, result.hi) == pytest.approx((expected.lo, expected.hi), abs=1e-9)
 
 
 def test_the_jackknife_leaves_seeds_out() -> None:

@@ -332,3 +332,39 @@ def test_every_column_of_a_comparison_is_filled() -> None:
     for margin in (None, 0.1):
         for each in compare_all(arms_of(A="01.", B="..1", C="110"), margin):
             assert sorted(compare_row("run", "e", "s", each)) == sorted(COMPARE)
+
+
+def test_anytime_evidence_counts_pairs_in_the_order_of_their_seeds() -> None:
+    """B wins nine seeds and then loses five, or first loses five: the same evidence at the end."""
+    wins_first = arms_of(A="0" * 9 + "1" * 5, B="1" * 9 + "0" * 5)
+    losses_first = arms_of(A="1" * 5 + "0" * 9, B="0" * 5 + "1" * 9)
+    shuffled = gather(
+        [
+            played(seed, arm, success=(seed < 9) == (arm == "B"))
+            for seed in (12, 3, 0, 9, 1, 2, 11, 4, 5, 10, 6, 7, 13, 8)
+            for arm in ("A", "B")
+        ],
+        ["A", "B"],
+    )
+    first, again, late = (compare_all(arms)[0] for arms in (wins_first, shuffled, losses_first))
+    assert first.e_value == pytest.approx(late.e_value)
+    assert first.p_anytime == again.p_anytime
+    assert first.p_anytime is not None
+    assert late.p_anytime is not None
+    assert first.p_anytime < 0.05 < late.p_anytime
+
+
+def test_what_rounding_alone_set_apart_is_no_difference() -> None:
+    """B wins 2/3 more on one seed and 1 - 1/3 less on another, which are not the same floats."""
+    won = {"A": ((0, 0, 0), (1, 1, 1)), "B": ((0, 1, 1), (0, 0, 1))}
+    numbers = gather(
+        [
+            played(seed, arm, success=bool(each), repetition=repetition)
+            for arm, seeds in won.items()
+            for seed, tries in enumerate(seeds)
+            for repetition, each in enumerate(tries)
+        ],
+        ["A", "B"],
+    )
+    found = compare_all(numbers)[0].found
+    assert (found.diff, found.effect_size, found.n_for_observed) == (0.0, 0.0, None)

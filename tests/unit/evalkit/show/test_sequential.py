@@ -141,6 +141,8 @@ def test_savings_are_said_both_ways() -> None:
     assert "610 fewer (20 %) than" in silent
     assert "Those see the margin, 10.3 points" in silent
     assert savings_words(replace(FOUND, fixed=None)) == ""
+    same = savings_words(replace(FOUND, n_episodes=3_000))
+    assert "3,000 episodes: as many as the 3,000 of a paired run of fixed size, 800 more" in same
 
 
 def test_a_look_is_said_while_it_plays() -> None:

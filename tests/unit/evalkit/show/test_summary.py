@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from evalkit.judge.passk import pass_at_k, pass_hat_k
 from evalkit.judge.proportion import rate_interval
 from evalkit.record.numbers import gather
 from evalkit.record.references import Reference
-from evalkit.record.testing import lost, played
+from evalkit.record.testing import lost, played, turn
 from evalkit.record.trajectory import Memory, Outcome, StopReason, Trajectory
 from evalkit.show.summary import PASS, SUMMARY, pass_rows, summary_row
 
@@ -171,6 +172,9 @@ def test_a_turn_repeats_what_was_seen_and_done_before() -> None:
         ]
     )
     assert found["loop_rate"] == (1 + 2 + 0) / 6
+    seen = [turn(0, observation="a"), turn(1, observation="b"), turn(2, observation="a")]
+    elsewhere = replace(played(0), turns=tuple(seen))
+    assert row([elsewhere])["loop_rate"] == 1 / 3
 
 
 def test_prices_give_the_cost_of_a_success() -> None:

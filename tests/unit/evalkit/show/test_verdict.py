@@ -175,3 +175,8 @@ def test_the_decision_is_made_on_the_corrected_p() -> None:
     found = compared(METRIC["success"], zeros(10), ones(10), p_holm=0.06)
     assert verdict(found).startswith("no decision between base and tuned: +100.0 points success")
     assert found.decision is decide(1.0, 0.06)
+
+
+def test_a_difference_that_rounds_to_none_has_no_minus() -> None:
+    said = verdict(compared(METRIC["return"], "1 2 3 4", "1.001 2 2.998 4"))
+    assert said.startswith("no decision between base and tuned: +0.00 return (")

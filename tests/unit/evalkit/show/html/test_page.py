@@ -15,7 +15,8 @@ from evalkit.record.numbers import ArmNumbers, gather
 from evalkit.record.rundir import RunDir
 from evalkit.record.testing import arms_of, lost, played
 from evalkit.show.html.page import html_page, write_page
-from evalkit.show.report import Report
+from evalkit.show.report import Report, markdown
+from evalkit.show.sequential import sequential
 
 EVIL = "</script><script>window.hacked=1</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "br", "img", "input"}
@@ -145,3 +146,17 @@ def test_many_seeds_make_a_small_page(reported: Callable[..., Report]) -> None:
     assert "1,800 of 20,000 seeds flip: all for B" in page
     assert len(page.encode()) < 250_000
     parsed(page)
+
+
+def test_a_stop_is_not_qualified_by_tests_of_fixed_size(reported: Callable[..., Report]) -> None:
+    """Three arms that stopped on success: no sets of arms by Holm, in neither form."""
+    arms = arms_of(A="0" * 30, B="1" * 30, C="1" * 30)
+    fixed = reported(arms)
+    config = {"stop": "decided", "stop_on": "success", "alpha": 0.05, "margin": None, "span": 1.0}
+    judged = sequential({**config, "k": 1, "seeds": range(30)}, arms, fixed.pairs)
+    stopped = replace(fixed, sequential=judged)
+    for form in (markdown, html_page):
+        assert "not told apart" in form(fixed)
+        assert "not told apart" not in form(stopped)
+        assert "looked after every seed" in form(stopped)
+        assert "Ended on what they saw: X, Y." in form(replace(fixed, stopped=("X", "Y")))
