@@ -1,4 +1,4 @@
-"""Whether `-c auto` finds what a hand-tuned `-c` finds, on three kinds of server.
+"""Whether `-c auto` finds what a hand-tuned `-c` finds, on four kinds of server.
 
     python bench/concurrency.py [--episodes 400,2000] [--turns 10]
     python bench/concurrency.py --url http://127.0.0.1:8000 [--episodes 150] [--rounds 3]
@@ -38,6 +38,7 @@ from evalkit.record.tally import ArmTally, Tally  # noqa: E402
 from evalkit.run import evaluate  # noqa: E402
 from evalkit.simulated import (  # noqa: E402
     Distant,
+    Fitful,
     Queueing,
     Refusing,
     SimulatedServer,
@@ -49,6 +50,7 @@ LEVELS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 REAL_LEVELS = (8, 16, 32, 64, 128)
 SERVERS: dict[str, Callable[[], SimulatedServer]] = {
     "queueing": Queueing,
+    "fitful": Fitful,
     "429-ing": Refusing,
     "latency-bound": Distant,
 }

@@ -150,6 +150,26 @@ class Queueing(SimulatedServer):
         return done_s - now
 
 
+class Fitful(Queueing):
+    """Computes for as many as ask, at a speed that another one takes over every `lasting_s`.
+
+    As on a machine that others use: one level's throughput differs by half from look to look.
+    """
+
+    def __init__(
+        self, *, slots: int = 128, spread: float = 0.35, lasting_s: float = 1.5, seed: int = 0
+    ) -> None:
+        super().__init__(slots=slots, full_s=0.5, knee=10_000)
+        self._seed = seed
+        self._spread = spread
+        self._lasting_s = lasting_s
+
+    def service_s(self, length: float) -> float:
+        """Return waiting and computing, at the speed of this moment."""
+        moment = random.Random(f"{self._seed} {now_s() // self._lasting_s}")
+        return super().service_s(length * moment.lognormvariate(0.0, self._spread))
+
+
 class Refusing(SimulatedServer):
     """Takes `takes` calls at once, and says 429 to any other."""
 

@@ -1,8 +1,10 @@
 """How many calls at once a server is best asked for: `-c auto`, the part that decides.
 
-A search by throughput: double while it pays, then compare neighbouring levels in turns, and go on
-looking now and then. Refusals, timeouts and what a vLLM server says of itself cut it short. Pure:
-it is told what happens and when, by any one clock in seconds, and says how many calls there may be.
+A search by throughput: double until that clearly costs, then compare neighbouring levels in turns,
+and go on looking now and then. Throughput is noisy, and too many calls mostly wait and cost little:
+so a tie goes up, and only what was seen twice goes down. Refusals, timeouts and what a vLLM server
+says of itself cut it short. Pure: it is told what happens and when, by any one clock in seconds,
+and says how many calls there may be.
 """
 
 from __future__ import annotations
@@ -14,18 +16,20 @@ from statistics import fmean
 
 from evalkit.play.throughput import FULL, Reading, Window
 
-START = 16
+START = 64
 HIGHEST = 1024
 QUICK_S, WINDOW_S = 0.5, 2.0
 """Least length of a window, while doubling and later: a server stalls for moments."""
-STEEP = 0.25
-"""Gain of twice the calls above which the next doubling follows at once."""
+TIE = 0.12
+"""Gain or loss of twice the calls below which it is none."""
+TIES = 2
+"""Doublings in a row that may gain nothing."""
 WORTH = {True: 0.01, False: 0.02}
 """Gain that a higher and a lower level must have to be taken: too many calls cost little."""
 NOISE = 0.02
 """Least error that one comparison is taken to have."""
-CLEAR_GAIN, CLEAR_LOSS = {True: 0.12, False: 0.25}, -0.1
-"""Beyond these, for a higher and a lower level, one window decides."""
+CLEAR_GAIN, CLEAR_LOSS = 0.12, -0.1
+"""Beyond these one window decides: for a higher level, and against any."""
 PAIRS = 5
 """Windows of each of two levels, at most, before it is decided between them."""
 SMALL_STEP = 1.25
@@ -63,8 +67,6 @@ class _Measure:
     """What the search wants to know next."""
 
     level: int
-    base: Reading | None = None
-    """Of the level that this one is on trial against."""
     quick: bool = False
 
 
@@ -160,10 +162,9 @@ class AdaptiveLimit:
         self._window = Window(
             level,
             self._now_s,
-            settle=0 if level == before else -(-level // 4) if brief else level,
-            fewest=max(16, level // 2) if wanted.quick else max(2 * level, 32),
+            settle=0 if level == before else -(-level // (4 if brief else 2)),
+            fewest=max(16, level // 2) if wanted.quick else max(32, level),
             shortest_s=QUICK_S if wanted.quick else WINDOW_S,
-            base=wanted.base,
         )
 
     def _allowed(self, level: int) -> int:
@@ -179,10 +180,12 @@ class AdaptiveLimit:
         plan: list[tuple[Up, float]] = []
         quiet = QUIET_WINDOWS[0]
         if quick:
-            level, fell = yield from self._double(level)
-            plan = [(not fell, 2.0), (True, 1.4), (False, SMALL_STEP)]
-            if level == self.highest:  # it paid all the way: fewer calls are known to be worse
-                plan, quiet = [], 4 * quiet
+            first = level
+            level, lost = yield from self._climb(level)
+            if lost:
+                plan = [(False, 2.0) if level == first else (True, 1.4)]
+            else:  # fewer calls are known to be no better
+                quiet = 4 * quiet
         base = yield _Measure(level)
         while True:
             if not plan:
@@ -211,15 +214,21 @@ class AdaptiveLimit:
             return level
         return max(level, self._allowed(max(level + 1, round(level * step))))
 
-    def _double(self, level: int) -> Generator[_Measure, Reading, tuple[int, bool]]:
-        """Go up in doublings while they pay well; return where, and whether the next one lost."""
+    def _climb(self, level: int) -> Generator[_Measure, Reading, tuple[int, bool]]:
+        """Go up in doublings; return where, and whether the next one lost, twice."""
         base = yield _Measure(level, quick=True)
-        while (higher := self._neighbour(level, 2.0, up=True)) > level:
-            reading = yield _Measure(higher, base, quick=True)
-            gain = reading.gain(base)
-            if gain < STEEP:
-                return level, gain < CLEAR_LOSS
-            level, base = higher, reading
+        ties = 0
+        while ties < TIES and (higher := self._neighbour(level, 2.0, up=True)) > level:
+            trial = yield _Measure(higher, quick=True)
+            gain = trial.gain(base)
+            if gain < -TIE:
+                after = yield _Measure(level, quick=True)
+                trial = yield _Measure(higher, quick=True)
+                if trial.gain(after) < -TIE:
+                    return level, True
+                gain = 0.0
+            ties = ties + 1 if gain < TIE else 0
+            level, base = higher, trial
             self.settled = level
         return level, False
 
@@ -236,9 +245,9 @@ class AdaptiveLimit:
         gains: list[float] = []
         drifts: list[float] = []
         while True:
-            trial = yield _Measure(other, base)
+            trial = yield _Measure(other)
             gain = trial.gain(base)
-            if gain > CLEAR_GAIN[other > level]:
+            if other > level and gain > CLEAR_GAIN:
                 return gain, trial
             after = yield _Measure(level)
             gains.append((gain + trial.gain(after)) / 2)
@@ -246,7 +255,8 @@ class AdaptiveLimit:
             base = after
             found = fmean(gains) - WORTH[other > level]
             error = max(NOISE, fmean(drifts)) / math.sqrt(len(gains))
-            if len(gains) == PAIRS or gain < CLEAR_LOSS or abs(found) > error:
+            decided = len(gains) > 1 and abs(found) > error
+            if decided or len(gains) == PAIRS or gain < CLEAR_LOSS:
                 won = found > (0 if other > level else error)
                 return (found, trial) if won else (min(found, 0.0), base)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-POOR = 0.7
-"""Share of the present level's throughput below which a trial is not carried to its end."""
 FULL = 0.85
 """Share of a level that has to be in flight, on average, for a window to say something of it."""
 
@@ -38,7 +36,7 @@ class Window:
 
     It begins when `settle` calls that were begun at this level have been answered, and ends after
     whole rounds of `level` answers: servers answer in batches, and a part of one would mislead.
-    It ends early where it is clear that this level gives less than `base`.
+    What comes before is no measure: calls that are added are worked on before they are answered.
     """
 
     def __init__(
@@ -49,15 +47,12 @@ class Window:
         settle: int,
         fewest: int,
         shortest_s: float,
-        base: Reading | None = None,
     ) -> None:
         self.level = level
         self._at_s = at_s
         self._settle = settle
         self._fewest = fewest
         self._shortest_s = shortest_s
-        self._base = base
-        self._before = 0
         self._since_s: float | None = None
         self._last_s = at_s
         self._busy_s = 0.0
@@ -74,17 +69,16 @@ class Window:
     def answered(self, began_s: float, now_s: float, tokens: int | None) -> Reading | None:
         """Count an answer; return the reading when this was the last of the window."""
         if self._since_s is None:
-            self._before += 1
             self._settle -= began_s >= self._at_s
             if self._settle <= 0:
                 self._start(now_s)
-            return self._poor(self._before, now_s - self._at_s)
+            return None
         self._calls += 1
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         lasted_s = now_s - self._since_s
         whole = self._calls >= self._fewest and self._calls % min(self.level, self._fewest) == 0
         if not whole or lasted_s < self._shortest_s or lasted_s <= 0:
-            return self._poor(self._before + self._calls, now_s - self._at_s)
+            return None
         if self._busy_s < FULL * self.level * lasted_s:
             self._start(now_s)  # there was not enough to do: this says nothing of the server
             return None
@@ -92,16 +86,6 @@ class Window:
         return Reading(
             level=self.level, calls_per_s=self._calls / lasted_s, tokens_per_s=tokens_per_s
         )
-
-    def _poor(self, calls: int, lasted_s: float) -> Reading | None:
-        """Return what there is, if it is long enough and much less than `base`."""
-        if self._base is None:
-            return None
-        expected = self._base.calls_per_s * lasted_s
-        soon = lasted_s < self._shortest_s or expected < max(2 * self._base.level, self._fewest)
-        if soon or calls > POOR * expected:
-            return None
-        return Reading(level=self.level, calls_per_s=calls / lasted_s, tokens_per_s=None)
 
     def _start(self, now_s: float) -> None:
         self._since_s = self._last_s = now_s

@@ -18,6 +18,7 @@ from evalkit.play.policy import Completion
 from evalkit.play.throughput import Reading, Window
 from evalkit.simulated import (
     Distant,
+    Fitful,
     Queueing,
     Refusing,
     SimulatedServer,
@@ -104,7 +105,7 @@ def test_it_comes_within_5_percent_of_the_best_by_hand(
 
 
 def test_it_finds_what_a_server_takes_and_hardly_asks_for_more() -> None:
-    server, limit = Refusing(takes=11, latency_s=1.0), AdaptiveLimit()
+    server, limit = Refusing(takes=11, latency_s=1.0), AdaptiveLimit(start=16)
     answers_per_s = measure(server, limit, 200.0)
     assert limit.settled == 11
     assert server.refused < 0.01 * answers_per_s * 200
@@ -126,23 +127,74 @@ def test_it_notices_that_a_server_takes_more_or_less_than_before() -> None:
 
 
 def test_it_follows_a_server_that_becomes_faster() -> None:
-    server, limit = Queueing(slots=16, full_s=1.0, knee=1000), AdaptiveLimit(highest=128)
+    server = Queueing(slots=8, full_s=1.0, knee=1000)
+    limit = AdaptiveLimit(start=16, highest=128)
     before: list[int] = []
 
-    async def doubled() -> None:
+    async def grows() -> None:
         await asyncio.sleep(60.0)
         before.append(limit.settled)
-        server.resize(64)
+        server.resize(100)
         await asyncio.sleep(200.0)
 
-    run_simulated(load(server, limit, 1.0, doubled))
-    assert before[0] < 0.9 * 64 <= 1.05 * limit.settled
+    run_simulated(load(server, limit, 1.0, grows))
+    assert before[0] <= 70
+    assert limit.settled >= 0.95 * 100
+
+
+def test_two_doublings_that_gain_nothing_are_taken_and_no_more() -> None:
+    server, limit = Queueing(slots=8, full_s=0.5, knee=1000), AdaptiveLimit(start=16)
+    measure(server, limit, 60.0)
+    assert server.most == limit.settled == 64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fits_of_a_server_do_not_keep_it_down(seed: int) -> None:
+    server, limit = Fitful(slots=128, seed=seed), AdaptiveLimit(start=32, highest=256)
+    measure(server, limit, 60.0)
+    assert limit.settled >= 0.9 * 128
+
+
+SLUMP = {8: 16.0, 16: 16.0, 32: 10.0}
+
+
+def test_one_slump_of_twice_the_calls_is_not_believed() -> None:
+    limit = AdaptiveLimit(start=16, highest=32)
+    reached(32, limit, SLUMP)
+    reached(16, limit, SLUMP)
+    reached(32, limit, {16: 16.0, 32: 16.0})
+    while limit.settled == 16:
+        answer_oldest(limit, 16.0)
+    assert (limit.limit, limit.settled) == (32, 32)
+
+
+def test_twice_the_calls_are_given_up_after_two_slumps_and_fewer_are_tried() -> None:
+    limit = AdaptiveLimit(start=16, highest=32)
+    for level in (32, 16, 32, 16, 8):
+        reached(level, limit, SLUMP)
+        assert limit.settled == 16
+
+
+def reached(level: int, limit: AdaptiveLimit, calls_per_s: dict[int, float]) -> None:
+    """Answer, as fast as each limit is good for, until the limit is another, which is `level`."""
+    before = limit.limit
+    while limit.limit == before:
+        answer_oldest(limit, calls_per_s[before])
+    assert limit.limit == level
+
+
+def answer_oldest(limit: AdaptiveLimit, calls_per_s: float) -> None:
+    """Answer the call that is out longest, a moment later, with as many out as there may be."""
+    full(limit)
+    lasts_s = limit.in_flight / calls_per_s
+    now_s = limit._now_s + 1 / calls_per_s
+    limit.answered(now_s - lasts_s, now_s, None)
 
 
 def full(limit: AdaptiveLimit) -> AdaptiveLimit:
     """Put as many calls in flight as there may be."""
     for _ in range(limit.limit - limit.in_flight):
-        limit.began(0.0)
+        limit.began(limit._now_s)
     return limit
 
 
@@ -275,14 +327,6 @@ def test_a_window_without_enough_to_do_says_nothing() -> None:
 def test_a_window_lasts_a_while_however_fast_the_answers_are() -> None:
     window = Window(1, 0.0, settle=0, fewest=1, shortest_s=3.0)
     assert [bool(reading) for reading in batches(window, 1, 3, 5)] == [False, False, True]
-
-
-def test_a_trial_that_is_clearly_worse_ends_early() -> None:
-    base = Reading(level=4, calls_per_s=8.0, tokens_per_s=None)
-    window = Window(8, 0.0, settle=100, fewest=16, shortest_s=0.0, base=base)
-    found = [reading for reading in batches(window, 4, 5, 5) if reading is not None]
-    assert found[0].calls_per_s == pytest.approx(4.0, abs=1.6)
-    assert (found[0].level, found[0].tokens_per_s) == (8, None)
 
 
 def test_gains_are_of_tokens_where_both_have_them() -> None:
