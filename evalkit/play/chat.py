@@ -57,6 +57,7 @@ class ChatPolicy(Policy):
         gate: Gate | None = None,
     ) -> None:
         self.gate = gate
+        self._call = self._attempt if gate is None else partial(self._admitted, gate)
         self._transport = transport
         self._patience = patience
         self._model = model
@@ -66,7 +67,7 @@ class ChatPolicy(Policy):
 
     async def complete(self, ask: Ask) -> Completion:
         """Answer `ask`, trying again within the limits of `Patience`."""
-        return await self._patience.call(partial(self._admitted, ask))
+        return await self._patience.call(partial(self._call, ask))
 
     def body(self, ask: Ask) -> bytes:
         """Return the request's body: the same bytes for the same `ask`, whatever else goes on."""
@@ -86,10 +87,8 @@ class ChatPolicy(Policy):
             fields["structured_outputs"] = {"regex": pattern}
         return b"," + orjson.dumps(fields)[1:] if fields else b"}"
 
-    async def _admitted(self, ask: Ask, number: int) -> Completion:
-        if self.gate is None:
-            return await self._attempt(ask, number)
-        return await self.gate.call(ask.turn, partial(self._attempt, ask, number))
+    async def _admitted(self, gate: Gate, ask: Ask, number: int) -> Completion:
+        return await gate.call(ask.turn, partial(self._attempt, ask, number))
 
     async def _attempt(self, ask: Ask, number: int) -> Completion:
         response = await post(
