@@ -10,6 +10,7 @@ import json
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,13 @@ from evalkit.exchange.parquet_tables import pyarrow
 ZSTD = 93
 """The number of zstd among the methods of a zip."""
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+MOST_BYTES = 2**30
+"""Of one part, unpacked: a small file that claims more is not a log, and would fill the memory."""
+DAMAGES = (*(ValueError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile),)
+"""What the readers of zip and JSON raise on damaged or hostile bytes.
+
+RuntimeError is raised for what is encrypted, nested too deeply or of a zip too new.
+"""
 
 
 class EvalFile:
@@ -36,10 +44,11 @@ class EvalFile:
         self.path = path
         try:
             self._file = path.open("rb")
-            self._zip = zipfile.ZipFile(self._file)
         except OSError as error:
             raise BadConfig(f"{path}: {error.strerror or error}") from error
-        except zipfile.BadZipFile as error:
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+        except (OSError, *DAMAGES) as error:
             self._file.close()
             raise BadConfig(f"{path} is not a .eval log of inspect: {error}") from error
         self._names = {info.filename: info for info in self._zip.infolist()}
@@ -56,15 +65,21 @@ class EvalFile:
 
     def samples(self) -> Iterator[Any]:
         """Read every sample, one at a time, in the order of the file."""
-        return (self.read(name) for name in self._names if name.startswith("samples/"))
+        return (
+            self.read(name)
+            for name in self._names
+            if name.startswith("samples/") and name.endswith(".json")
+        )
 
     def read(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """Read a part as JSON; NaN and Infinity are numbers, as inspect writes them."""
         info = self._names[name]
         try:
+            if info.file_size > MOST_BYTES:
+                raise ValueError(f"it unpacks to {info.file_size} bytes, above {MOST_BYTES}")
             packed = info.compress_type == ZSTD and sys.version_info < (3, 14)
             return _parsed(self._unpacked(info) if packed else self._zip.read(info))
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        except (OSError, *DAMAGES) as error:
             raise BadConfig(f"{self.path}: {name} cannot be read: {error}") from error
 
     def _unpacked(self, info: zipfile.ZipInfo) -> bytes:
@@ -73,9 +88,10 @@ class EvalFile:
         *_, name_bytes, extra_bytes = LOCAL_HEADER.unpack(self._file.read(LOCAL_HEADER.size))
         self._file.seek(name_bytes + extra_bytes, 1)
         data = arrow.BufferReader(self._file.read(info.compress_size))
-        text = bytes(arrow.CompressedInputStream(data, "zstd").read())
+        text = bytes(arrow.CompressedInputStream(data, "zstd").read(info.file_size + 1))
         if len(text) != info.file_size:
-            raise ValueError(f"expected {info.file_size} bytes, found {len(text)}")
+            found = "more" if len(text) > info.file_size else len(text)
+            raise ValueError(f"expected {info.file_size} bytes, found {found}")
         return text
 
 

@@ -24,6 +24,7 @@ from evalkit.exchange.inspect_samples import NoGrade, Reading, flat_scores
 from evalkit.manifest import identities, now, package_version
 from evalkit.record.journal import Appender
 from evalkit.record.rundir import RunDir, TrajectoryFile
+from evalkit.record.trajectory import Key
 from evalkit.show.files import write_report
 
 ARM_CHARS = 40
@@ -69,7 +70,7 @@ class _Log:
                 raise BadConfig(f"{file} is not finished: finish it with `inspect log recover`")
             try:
                 return cls._read(log, log.read("header.json"), wanted)
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
                 said = f"{type(error).__name__} {error}"
                 raise BadConfig(f"{file} is not a log of inspect as known here: {said}") from error
 
@@ -80,7 +81,7 @@ class _Log:
         lines: list[bytes] = []
         ids: dict[int, str | int] = {}
         inputs: dict[int, str] = {}
-        repetitions: set[int] = set()
+        played: set[Key] = set()
         for sample in log.samples():
             try:
                 episode = reading.episode(sample)
@@ -94,11 +95,16 @@ class _Log:
             said = _digest(sample["input"])
             if inputs.setdefault(seed, said) != said:
                 raise BadConfig(f"{log.path}: sample {ids[seed]!r} asks something else each epoch")
-            repetitions.add(episode.key.repetition)
+            if episode.key in played:
+                raise BadConfig(
+                    f"{log.path} holds sample {sample['id']!r} of epoch {sample['epoch']} twice"
+                )
+            played.add(episode.key)
             lines.append(episode.to_json())
         if not lines:
             raise BadConfig(f"{log.path} holds no sample")
-        manifest = _manifest(log.path, header, reading, ids, max(repetitions) + 1)
+        k = 1 + max(key.repetition for key in played)
+        manifest = _manifest(log.path, header, reading, ids, k)
         return cls(file=log.path, manifest=manifest, lines=tuple(lines), inputs=inputs)
 
     def write(self, out: Path) -> Path:

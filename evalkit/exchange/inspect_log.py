@@ -8,6 +8,7 @@ byte for byte, stands in the sample's model events.
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -19,6 +20,7 @@ import orjson
 from evalkit.arms import slug
 from evalkit.exchange.played import Played, as_dicts
 from evalkit.judge.intervals import clustered_mean
+from evalkit.play.parsing import split_reasoning
 from evalkit.play.strategies import Messages
 from evalkit.record.numbers import ArmNumbers
 from evalkit.record.rundir import WholeFile
@@ -34,16 +36,22 @@ LIMITS = {StopReason.TRUNCATED: "turn", StopReason.CONTEXT_OVERFLOW: "context"}
 
 
 def export_inspect(played: Played, folder: Path) -> list[Path]:
-    """Write `folder/RUN_ID-ARM.eval` for every arm; return the files.
+    """Write `folder/RUN_ID-ARM.eval` for every arm, `-ARM.2` where two arms make one word.
+
+    Return the files.
 
     Raises:
         OSError: they cannot be written.
 
     """
-    logs = {
-        arm["name"]: _Log(played, arm, folder / f"{played.run_id}-{slug(arm['name'])}.eval")
-        for arm in played.manifest["arms"]
-    }
+    logs: dict[str, _Log] = {}
+    words: Counter[str] = Counter()
+    for arm in played.manifest["arms"]:
+        word = slug(arm["name"])
+        words[word] += 1
+        again = f".{words[word]}" if words[word] > 1 else ""
+        path = folder / f"{played.run_id}-{word}{again}.eval"
+        logs[arm["name"]] = _Log(played, arm, path)
     with ExitStack() as stack:
         for log in logs.values():
             stack.enter_context(log)
@@ -219,7 +227,7 @@ def _conversation(
 def _output(turn: Turn, model: str, named: str) -> dict[str, Any]:
     """Return a completion as inspect's model output; what the env made of it is its metadata."""
     content: str | list[dict[str, str]] = turn.completion
-    if turn.reasoning and "think" not in turn.completion.lower():
+    if turn.reasoning and split_reasoning(turn.completion)[1] is None:
         content = [
             {"type": "reasoning", "reasoning": turn.reasoning},
             {"type": "text", "text": turn.completion},

@@ -44,7 +44,7 @@ class Reading:
         """Return a sample as an episode.
 
         Raises:
-            KeyError, TypeError, AttributeError: it is not a sample of inspect.
+            KeyError, TypeError, AttributeError, ValueError: it is not a sample of inspect.
             NoGrade: its score cannot be read.
 
         """
@@ -54,7 +54,9 @@ class Reading:
         lost = None if scored else _lost(sample, self.score)
         turns = tuple(self._turns(sample))
         return Trajectory(
-            key=Key(env_seed=seed_of(sample["id"]), repetition=sample["epoch"] - 1, arm=self.arm),
+            key=Key(
+                env_seed=seed_of(sample["id"]), repetition=_epoch(sample["epoch"]) - 1, arm=self.arm
+            ),
             turns=turns,
             final_observation="",
             success=grade is not None and scored and grade >= self.success_at,
@@ -114,6 +116,12 @@ def seed_of(sample_id: str | int) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) % MOST
 
 
+def _epoch(said: object) -> int:
+    if not isinstance(said, int) or isinstance(said, bool) or not 1 <= said < MOST:
+        raise ValueError(f"expected an epoch from 1 on, found {said!r}")
+    return said
+
+
 def flat_scores(scores: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of a sample's scores; a score of several values as NAME/KEY."""
     for name, score in (scores or {}).items():
@@ -141,7 +149,10 @@ def graded(value: object) -> float | None:
         return None
     if not isinstance(value, int | float):
         raise NoGrade(f"expected one number, found {value!r}")
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        raise NoGrade("expected a number, found a whole one of more than 300 digits") from None
 
 
 def tokens(usage: Mapping[str, Any] | None) -> tuple[int | None, int | None]:

@@ -115,18 +115,22 @@ def p_worse(before: BySeed, now: BySeed) -> float:
     return math.exp(-max(0.0, float(log_e)))
 
 
-def newest_is_worse(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the version that was evaluated last is significantly worse than the best before."""
-    evaluated = [row for row in rows if row["status"] == Status.EVALUATED]
-    return bool(evaluated and evaluated[-1]["worse"])
+def printable(text: str) -> str:
+    """Leave out what neither XML nor a terminal should be given."""
+    return "".join(each for each in text if each.isprintable())
 
 
 def sentence(row: Mapping[str, Any]) -> str:
     """Say in one line what a row says."""
+    return printable(_sentence(row))
+
+
+def _sentence(row: Mapping[str, Any]) -> str:
     if row["status"] is not Status.EVALUATED:
         return f"{row['version']} {row['status'].value}: {row['message']}"
     interval = f"95 % CI {share(row['lo'])} .. {share(row['hi'])}"
-    said = f"{row['version']}: {share(row['success'])} success ({interval}, n={row['n']})"
+    lost = f", {row['n_error']} episodes lost to errors" if row["n_error"] else ""
+    said = f"{row['version']}: {share(row['success'])} success ({interval}, n={row['n']}{lost})"
     if row["diff_best"] is None:
         return said
     gap = 100.0 * row["diff_best"]

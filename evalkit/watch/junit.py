@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as Xml
 
-from evalkit.watch.curve import Status, sentence
+from evalkit.watch.curve import Status, printable, sentence
 
 
 def junit(rows: Sequence[Mapping[str, Any]], env: str) -> bytes:
@@ -24,9 +24,9 @@ def junit(rows: Sequence[Mapping[str, Any]], env: str) -> bytes:
     suite = Xml.SubElement(root, "testsuite", {"name": "evalkit watch", **said})
     for row in rows:
         case = Xml.SubElement(
-            suite, "testcase", {"classname": _clean(env), "name": _clean(row["version"])}
+            suite, "testcase", {"classname": printable(env), "name": printable(row["version"])}
         )
-        line = _clean(sentence(row))
+        line = sentence(row)
         if row["status"] is Status.FAILED:
             Xml.SubElement(case, "error", {"message": line})
         elif row["status"] is Status.MISSED:
@@ -38,8 +38,3 @@ def junit(rows: Sequence[Mapping[str, Any]], env: str) -> bytes:
     Xml.indent(root)
     written: bytes = Xml.tostring(root, encoding="utf-8", xml_declaration=True)
     return written + b"\n"
-
-
-def _clean(text: str) -> str:
-    """Leave out what XML 1.0 cannot carry."""
-    return "".join(each for each in text if each.isprintable())

@@ -22,6 +22,8 @@ from evalkit.errors import BadConfig, RunFailed, Unauthorized, UnknownModel
 from evalkit.play.calls import error_message
 from evalkit.specs import ModelSpec
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a training run that they lie in."""
 MARKER = "COMPLETE"
 """What a trainer writes last into a checkpoint: its files with their sizes."""
 MARKER_FORMAT = "train-checkpoint/1"
@@ -47,6 +49,8 @@ class Source(ABC):
 
     counts = False
     """Whether numbers have no gaps, so that a gap is a version that was missed."""
+    place: Path | None = None
+    """The folder that versions appear in, where they do not appear at the gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -163,9 +167,15 @@ class FolderSource(Source):
 
     def __init__(self, path: Path, gateway: Gateway, *, wait_s: float) -> None:
         super().__init__(gateway)
-        inner = path / "checkpoints"
-        self.path = (inner if inner.is_dir() else path).absolute()
+        self._path = path.absolute()
+        self.place = self._path.parent if self._path.name == CHECKPOINTS else self._path
         self._wait_s = wait_s
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoints lie: a trainer makes that folder when it has the first."""
+        inner = self._path / CHECKPOINTS
+        return inner if inner.is_dir() else self._path
 
     async def versions(self) -> list[Version]:
         """Return the complete checkpoints, by step."""

@@ -100,7 +100,7 @@ def on_a_laptop(
 def same(folder: Path) -> dict[str, bytes]:
     (run,) = folder.iterdir()
     assert {file.name for file in run.iterdir()} == SAME | {
-        *("manifest.json", "journal.jsonl", "performance.csv")
+        *("manifest.json", "journal.jsonl", "performance.csv", "report.html")
     }
     return {name: (run / name).read_bytes() for name in SAME}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,82 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.eval").write_bytes(whole)
     with pytest.raises(BadConfig, match=r"bad\.eval: .* cannot be read"):
         import_logs([tmp_path / "bad.eval"], tmp_path / "out", MATCH)
+
+
+def test_a_part_of_damaged_or_hostile_bytes_is_named(tmp_path: Path) -> None:
+    cut = _changed(GOOD, tmp_path / "cut.eval", {})
+    with zipfile.ZipFile(cut, "a", zipfile.ZIP_DEFLATED) as log:
+        log.writestr("samples/deep.json", b"[" * 100_000)
+    with pytest.raises(BadConfig, match=r"samples/deep\.json cannot be read"):
+        import_logs([cut], tmp_path / "out", MATCH)
+    deflated = tmp_path / "deflated.eval"
+    with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as log:
+        log.writestr("header.json", json.dumps({"eval": "x" * 9 + str(list(range(99)))}))
+        start = log.getinfo("header.json").header_offset + 45
+    whole = bytearray(deflated.read_bytes())
+    whole[start : start + 20] = b"\xff" * 20
+    deflated.write_bytes(whole)
+    with pytest.raises(BadConfig, match=r"header\.json cannot be read"):
+        import_logs([deflated], tmp_path / "out", MATCH)
+
+
+def test_a_part_that_would_fill_the_memory_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalkit.exchange.eval_file.MOST_BYTES", 1_000)
+    bomb = tmp_path / "bomb.eval"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as log:
+        log.writestr("header.json", b" " * 1_001)
+    with pytest.raises(BadConfig, match="it unpacks to 1001 bytes, above 1000"):
+        import_logs([bomb], tmp_path / "out", MATCH)
+
+
+def test_zstd_is_unpacked_no_further_than_the_part_claims(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    text = json.dumps(["x" * 99] * 20_000).encode()
+    for claimed in (len(text), 10):
+        packed = bytes(arrow.compress(text, codec="zstd", asbytes=True))
+        name = b"header.json"
+        sizes = (0, len(packed), claimed, len(name), 0)
+        local = struct.pack("<4s5H3I2H", b"PK\3\4", 63, 0, 93, 0, 33, *sizes) + name + packed
+        entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 63, 63, 0, 93, 0, 33, *sizes, 0, 0, 0, 0, 0)
+        entry += name
+        end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(entry), len(local), 0)
+        path = tmp_path / f"{claimed}.eval"
+        path.write_bytes(local + entry + end)
+        with EvalFile(path) as log:
+            if claimed == len(text):
+                assert len(log.read("header.json")) == 20_000
+            else:
+                with pytest.raises(BadConfig, match="expected 10 bytes, found more"):
+                    log.read("header.json")
+
+
+def test_a_folder_in_the_zip_is_no_sample(tmp_path: Path) -> None:
+    log = _changed(GOOD, tmp_path / "again.eval", {})
+    with zipfile.ZipFile(log, "a") as file:
+        file.mkdir("samples")
+    (run,) = import_logs([log], tmp_path / "out", MATCH)
+    (row,) = read_csv(run / "summary.csv")
+    assert row["n_ok"] == "8"
+
+
+def test_samples_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    name = "samples/3_epoch_2.json"
+    with EvalFile(GOOD) as log:
+        sample = log.read(name)
+    huge = {**sample["scores"], "match": {"value": 10**400}}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({name: {**sample, "epoch": 1}}, "holds sample 3 of epoch 1 twice"),
+        ({name: {**sample, "epoch": 0}}, "expected an epoch from 1 on, found 0"),
+        ({name: {**sample, "epoch": 2.5}}, "expected an epoch from 1 on, found 2.5"),
+        ({name: {**sample, "id": "\ud800"}}, "is not a log of inspect as known here"),
+        ({name: {**sample, "scores": huge}}, "more than 300 digits; choose another --score"),
+    ]
+    for n, (changed, said) in enumerate(cases):
+        with pytest.raises(BadConfig, match=said):
+            import_logs([_changed(GOOD, tmp_path / f"{n}.eval", changed)], tmp_path / "out", MATCH)
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_samples_under_the_same_ids_are_not_paired(tmp_path: Path) -> None:

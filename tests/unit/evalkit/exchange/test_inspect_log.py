@@ -119,3 +119,26 @@ def test_a_log_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DamagedRun):
         _exported(run, tmp_path / "logs")
     assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_arms_whose_names_make_one_word_have_a_log_each(tmp_path: Path) -> None:
+    run = evalkit.evaluate(["m-1=random", "m.1=oracle"], "key_door", seeds="0:2", out=tmp_path)
+    files = _exported(run, tmp_path / "logs")
+    assert [file.name for file in files] == [
+        f"{run.path.name}-m_1.eval",
+        f"{run.path.name}-m_1.2.eval",
+    ]
+    tags = [_read(file, "header.json")["eval"]["tags"] for file in files]
+    assert tags == [["m-1"], ["m.1"]]
+
+
+def test_reasoning_is_kept_beside_a_reply_that_says_think(tmp_path: Path) -> None:
+    def thinks(_: Ask) -> Completion:
+        return Completion(text="I think: <action>up</action>", reasoning="north is best")
+
+    run = evalkit.evaluate(
+        FakePolicy(thinks), "key_door", seeds="0:1", env_args={"max_turns": 1}, out=tmp_path
+    )
+    (file,) = _exported(run, tmp_path / "logs")
+    reply = _read(file, "samples/0_epoch_1.json")["messages"][2]
+    assert [part["type"] for part in reply["content"]] == ["reasoning", "text"]

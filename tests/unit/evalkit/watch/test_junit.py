@@ -10,7 +10,15 @@ from evalkit.watch.junit import junit
 
 
 def _row(version: str, status: Status, **changed: Any) -> dict[str, Any]:
-    numbers = {"success": 0.5, "lo": 0.4, "hi": 0.6, "n": 10, "diff_best": None, "worse": None}
+    numbers = {
+        "success": 0.5,
+        "lo": 0.4,
+        "hi": 0.6,
+        "n": 10,
+        "n_error": 0,
+        "diff_best": None,
+        "worse": None,
+    }
     return {"version": version, "status": status, "message": None, **numbers, **changed}
 
 

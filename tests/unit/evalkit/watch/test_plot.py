@@ -14,8 +14,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def _row(version: str, success: float, **changed: Any) -> dict[str, Any]:
     return {
         "version": version, "status": Status.EVALUATED, "success": success, "lo": success - 0.1,
-        "hi": success + 0.1, "n": 50, "return": success, "diff_best": None, "best": "m@1",
-        "p_worse": None, "worse": None, "message": None, **changed,
+        "hi": success + 0.1, "n": 50, "n_error": 0, "return": success, "diff_best": None,
+        "best": "m@1", "p_worse": None, "worse": None, "message": None, **changed,
     }  # fmt: skip
 
 

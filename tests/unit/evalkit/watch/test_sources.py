@@ -102,6 +102,15 @@ def test_only_complete_checkpoints_are_versions(tmp_path: Path) -> None:
         asyncio.run(absent.versions())
 
 
+def test_a_trainer_that_has_not_begun_yet_is_waited_for(tmp_path: Path) -> None:
+    source = FolderSource(tmp_path, _gateway("http://127.0.0.1:9"), wait_s=1.0)
+    assert asyncio.run(source.versions()) == []
+    checkpoint(tmp_path / "checkpoints", 10)
+    assert [version.number for version in asyncio.run(source.versions())] == [10]
+    inner = FolderSource(tmp_path / "checkpoints", _gateway("http://127.0.0.1:9"), wait_s=1.0)
+    assert source.place == inner.place == tmp_path
+
+
 STEP = Version(name="step-000010", label="step-000010", number=10)
 
 

@@ -18,7 +18,8 @@ from evalkit.errors import BadConfig, Unreachable
 from evalkit.specs import parse_model
 from evalkit.testing import FakeServer, Said
 from evalkit.watch.curve import Status
-from evalkit.watch.sources import Gateway, GatewaySource
+from evalkit.watch.sources import FolderSource, Gateway, GatewaySource
+from evalkit.watch.state import Entry
 from evalkit.watch.watcher import Plan, Watcher
 from tests.unit.evalkit.watch.test_sources import cards
 
@@ -155,6 +156,100 @@ def test_versions_that_came_and_went_are_missed(watched: Watched) -> None:
     assert list(watched.numbers()) == ["tiny@1", "tiny@3", "tiny@2"]
 
 
+def test_an_older_version_that_is_worse_is_not_the_newest(watched: Watched) -> None:
+    watched.look(2)
+    watched.look(7)
+    assert not watched.look(6, 7)
+    rows = watched.curve().set_index("version")
+    assert rows.index[-1] == "tiny@6"
+    assert bool(rows.loc["tiny@6", "worse"])
+
+
+def test_what_a_version_lost_is_played_again_where_it_stands(watched: Watched) -> None:
+    plays = watched.server._chat
+
+    def loses(body: dict[str, Any]) -> str | Said:
+        lost = body["model"] == "tiny@2" and body["seed"] % 5 == 0
+        return (500, {}) if lost else plays(body)
+
+    watched.look(2)
+    whole = watched.numbers()["tiny@2"]
+    again = Watched(watched.server, watched.folder.with_name("again"))
+    watched.server._chat = loses
+    again.look(2, 7)
+    n_lost = int(again.curve().query("version == 'tiny@2'")["n_error"].iloc[0])
+    assert 0 < n_lost < 24
+    assert any(f"{n_lost} episodes lost to errors" in line for line in again.said)
+    watched.server._chat = plays
+    before = again.n_asked
+    again.look(7)
+    assert again.n_asked == before
+    again.look(2, 7)
+    curve = again.curve()
+    assert curve["version"].tolist() == ["tiny@2", "tiny@7"]
+    assert curve["n_error"].tolist() == [0, 0]
+    assert again.numbers()["tiny@2"] == whole
+    assert {body["model"] for body in watched.server.bodies[before:]} == {"tiny@2"}
+    before = again.n_asked
+    again.look(2, 7)
+    assert again.n_asked == before
+
+
+def test_a_version_that_was_cut_off_and_replaced_is_missed(watched: Watched) -> None:
+    watched.look(1)
+    state = watched.watcher().state
+    state.settle(Entry(version="tiny@2", status=None, number=2, served="tiny@2"))
+    watched.look()
+    assert watched.curve()["version"].tolist() == ["tiny@1"]
+    watched.look(3)
+    rows = watched.curve().set_index("version")
+    assert rows["status"].to_dict() == {
+        "tiny@1": "evaluated",
+        "tiny@2": "missed",
+        "tiny@3": "evaluated",
+    }
+    assert "replaced before it was evaluated to its end" in str(rows.loc["tiny@2", "message"])
+
+
+def test_another_policy_needs_another_folder(watched: Watched) -> None:
+    watched.look(1)
+    watched.server.models = cards(1, policy="other")
+    with pytest.raises(BadConfig, match="watches the policy tiny, not other: choose another --out"):
+        asyncio.run(watched.watcher().watch())
+
+
+def test_another_env_of_the_same_name_needs_another_folder(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.look(1)
+    monkeypatch.setattr("evalkit.watch.watcher.digest", lambda _: "other")
+    with pytest.raises(BadConfig, match=r"watches with env_digest = '.*', not 'other'"):
+        watched.look(1, 2)
+
+
+def test_a_folder_of_checkpoints_is_not_taken_for_another(watched: Watched, tmp_path: Path) -> None:
+    watched.look(1)
+    gateway = Gateway(parse_model(watched.server.url), None)
+    source = FolderSource(tmp_path, gateway, wait_s=1.0)
+    plan = watched.watcher().plan
+    with pytest.raises(BadConfig, match="watches with checkpoints = None"):
+        Watcher(plan, source, say=watched.said.append)
+
+
+def test_a_look_that_finds_nothing_leaves_the_files_too(watched: Watched) -> None:
+    assert not watched.look()
+    root = Xml.parse(watched.folder / "out" / "junit.xml").getroot()
+    assert root.get("tests") == "0"
+    assert watched.curve().empty
+
+
+def test_a_message_of_a_server_breaks_no_file(watched: Watched) -> None:
+    watched.server._chat = lambda _: (400, {"error": {"message": "\x1b[2J\x00 <b>&"}})
+    watched.look(3)
+    Xml.parse(watched.folder / "learning_curve.svg")
+    assert "\x1b" not in watched.said[-1]
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(watched: Watched) -> None:
     whole = Watched(watched.server, watched.folder.with_name("whole"))
     whole.look(2)
@@ -180,12 +275,13 @@ def test_it_looks_until_it_has_enough_and_outlasts_an_absence(watched: Watched) 
 
     async def sleep(seconds: float) -> None:
         looks.append(seconds)
-        watched.server.models = (503, {}) if len(looks) == 1 else cards(2)
+        away: list[Any] = [(503, {}), (404, {}), cards(policy="other"), cards(2)]
+        watched.server.models = away[len(looks) - 1]
 
     watched.server.models = cards(1)
     watcher = watched.watcher(every_s=7.0, max_versions=2, sleep=sleep)
     assert not asyncio.run(watcher.watch())
-    assert looks == [7.0, 7.0]
+    assert looks == [7.0] * 4
     assert any("trying again in 7 s" in line for line in watched.said)
     assert list(watched.numbers()) == ["tiny@1", "tiny@2"]
 
