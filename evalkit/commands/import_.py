@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from evalkit.arguments import Parser
+from evalkit.errors import BadConfig
 
 
 def command(words: Sequence[str]) -> int:
@@ -30,6 +32,8 @@ def command(words: Sequence[str]) -> int:
         help="success is X or more (default 1)",
     )
     typed = parser.parse_args(words)
+    if not math.isfinite(typed.success_at):
+        raise BadConfig(f"--success-at is a number, not {typed.success_at}")
     from evalkit.exchange.inspect_import import Wanted, import_logs  # noqa: PLC0415
 
     wanted = Wanted(score=typed.score, return_score=typed.return_score, success_at=typed.success_at)

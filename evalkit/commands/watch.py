@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def _watched(
     from evalkit.watch.watcher import Plan, Watcher  # noqa: PLC0415
 
     every_s = None if said.get("once") else said.get("every", 30.0)
-    if every_s is not None and every_s <= 0:
+    if every_s is not None and not 0 < every_s < math.inf:
         raise BadConfig(f"--every is a number of seconds above 0, not {every_s}")
     if said.get("max_versions", 1) < 1:
         raise BadConfig(f"--max-versions is at least 1, not {said['max_versions']}")

@@ -45,7 +45,7 @@ class Status(StrEnum):
     FAILED = "failed"
     """It could not be played; it is tried again when the watch is started again."""
     MISSED = "missed"
-    """It was published and replaced between two looks; nobody serves it any more."""
+    """It was replaced between two looks, or before it was played to its end: nobody serves it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

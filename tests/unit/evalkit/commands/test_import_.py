@@ -31,3 +31,10 @@ def test_a_score_that_is_not_named_is_said(
     assert main(["import", GOOD, "--out", str(tmp_path / "out")]) == 2
     assert "choose one by --score" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_success_is_at_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--score", "match", "--success-at", "nan", "--out", str(tmp_path / "out")]
+    assert main(["import", GOOD, *words]) == 2
+    assert "--success-at is a number, not nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -85,6 +85,7 @@ def test_the_exit_code_says_that_the_newest_version_is_worse(
         (["http://127.0.0.1:9", "--url", "http://x", "--env", "key_door"], "TARGET is a URL"),
         (["http://127.0.0.1:9"], "--env is missing"),
         (["http://127.0.0.1:9", "--env", "key_door", "--every", "0"], "above 0"),
+        (["http://127.0.0.1:9", "--env", "key_door", "--every", "nan"], "above 0"),
         (["http://127.0.0.1:9", "--env", "key_door", "--max-versions", "0"], "at least 1"),
         (
             ["http://127.0.0.1:9", "--env", "key_door", "--strategy", "WINDOW,NO_HISTORY"],
