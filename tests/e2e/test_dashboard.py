@@ -1,6 +1,5 @@
 """The dashboard as a person meets it: in a real browser, on a desk and on a phone."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,12 @@ from serve.front.control.app import Services
 from serve.front.testing import StillPool, act, on_stage
 from serve.pool.replicas import ReplicaState
 from serve.wire import Scope
+from tests.e2e.chromium import IN_CHROMIUM, chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
 PASSWORD = "correct horse battery"
 EVIL = '<img src=x onerror="window.hacked=1">'
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None or CHROMEDRIVER is None,
-        reason="no chromium and chromedriver here: apt-get install chromium chromium-driver",
-    ),
-    pytest.mark.timeout(120),
-]
+pytestmark = IN_CHROMIUM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +60,8 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    assert CHROMIUM is not None
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(params=[(1280, 900), (375, 812)], ids=["desk", "phone"])

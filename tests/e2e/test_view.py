@@ -22,24 +22,12 @@ import evalkit
 from evalkit.play.policy import Ask
 from evalkit.record.journal import Appender
 from evalkit.testing import FakePolicy, Reply
+from tests.e2e.chromium import IN_CHROMIUM, chromium
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--force-prefers-reduced-motion"  # a click does not wait for the page to have scrolled
-).split()
 EVIL = "<img src=x onerror=window.hacked=1>"
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None or CHROMEDRIVER is None,
-        reason="no chromium and chromedriver here: apt-get install chromium chromium-driver",
-    ),
-    pytest.mark.timeout(120),
-]
+pytestmark = IN_CHROMIUM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +89,8 @@ def desk(made: Path, tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    assert CHROMIUM is not None
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture(params=[(1280, 900), (375, 812)], ids=["desk", "phone"])
