@@ -77,7 +77,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
             os._exit(failed)
     try:
         yield
-    except BaseException:
+    except BaseException:  # raised again: the other process must not outlive this one
         os.kill(pid, signal.SIGINT)
         os.waitpid(pid, 0)
         raise

@@ -109,7 +109,7 @@ class Database:
             if is_new:
                 self._make()
             self._check_format()
-        except BaseException:
+        except BaseException:  # raised again: nobody else could close what was opened
             self._engine.dispose()
             raise
 
